@@ -57,8 +57,12 @@ class Caller(NamedTuple):
 
     uid: int
     gid: int
-    pid: int
-    umask: int
+    pid: int = 0
+    umask: int = 0o022
+    request: int = 0
+    """The kernel's number for the request; 0 where it did not come through the kernel."""
+    resent: bool = False
+    """An earlier worker has read the same request and may have carried it out."""
 
 
 class Operation(enum.Enum):

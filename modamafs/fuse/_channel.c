@@ -1,0 +1,639 @@
+/*
+ * _channel: what passes between the kernel and pyfuse3, and what neither libfuse 3.14 nor pyfuse3
+ * knows of it: passthrough, a mount that outlives its daemon, and a few more requests.
+ *
+ * This object is loaded with RTLD_GLOBAL before pyfuse3, so that the functions of libfuse's public
+ * API that it defines are the ones that pyfuse3 calls:
+ *
+ *   fuse_session_new     fills the slots of fuse_lowlevel_ops that pyfuse3 leaves empty
+ *   fuse_session_mount   takes the descriptor that attach() was given, with our own read and writev
+ *   fuse_reply_open      \ add what set_open() said of the file handle: passthrough and the flags
+ *   fuse_reply_create    / that libfuse 3.14 has no field for
+ *
+ * The messages that are read or changed here (linux/fuse.h, 7.45; all little words, no padding):
+ *
+ *   request      { u32 len, u32 opcode, u64 unique, u64 nodeid, u32 uid, u32 gid, u32 pid,
+ *                  u16 total_extlen, u16 padding } body
+ *   INIT         { u32 major, u32 minor, u32 max_readahead, u32 flags, u32 flags2, … }
+ *   reply        { u32 len, s32 error, u64 unique } body
+ *   INIT reply   { u32 major, u32 minor, u32 max_readahead, u32 flags, u16 max_background,
+ *                  u16 congestion_threshold, u32 max_write, u32 time_gran, u16 max_pages,
+ *                  u16 map_alignment, u32 flags2, u32 max_stack_depth, … }         64 bytes
+ *   SETXATTR     { u32 size, u32 flags, u32 setxattr_flags, u32 padding } name \0 value
+ *                (libfuse 3.14 knows it without the last two words)
+ *   open reply   { u64 fh, u32 open_flags, s32 backing_id }
+ *   RESEND       reply with error 7 and unique 0; what is resent has bit 63 of unique set
+ *
+ * No policy lives here. Nothing that read and writev do touches Python: they are also called by
+ * threads without the GIL.
+ */
+#define FUSE_USE_VERSION 314
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fuse_lowlevel.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+enum opcode {
+    OP_SETXATTR = 21,
+    OP_INIT = 26,
+    OP_CREATE = 35,
+    OP_IOCTL = 39,
+    OP_FALLOCATE = 43,
+    OP_LSEEK = 46,
+    OP_COPY_FILE_RANGE = 47,
+    OP_TMPFILE = 51,
+    OP_LIMIT = 64,
+};
+
+#define SETXATTR_EXT (1ull << 29)
+#define INIT_EXT (1ull << 30)
+#define PASSTHROUGH (1ull << 37)
+#define HAS_RESEND (1ull << 39)
+#define NOTIFY_RESEND 7
+#define RESENT (1ull << 63)
+#define OPEN_DIRECT_IO (1u << 0)
+#define OPEN_KEEP_CACHE (1u << 1)
+#define OPEN_NONSEEKABLE (1u << 2)
+#define ENTRY_OUT_SIZE 128
+
+struct request {
+    uint32_t len, opcode;
+    uint64_t unique, nodeid;
+    uint32_t uid, gid, pid;
+    uint16_t total_extlen, padding;
+};
+
+struct init_in {
+    uint32_t major, minor, max_readahead, flags, flags2;
+};
+
+struct reply {
+    uint32_t len;
+    int32_t error;
+    uint64_t unique;
+};
+
+struct init_out {
+    uint32_t major, minor, max_readahead, flags;
+    uint16_t max_background, congestion_threshold;
+    uint32_t max_write, time_gran;
+    uint16_t max_pages, map_alignment;
+    uint32_t flags2, max_stack_depth;
+    uint32_t unused[6];
+};
+
+struct open_out {
+    uint64_t fh;
+    uint32_t open_flags;
+    int32_t backing_id;
+};
+
+struct setxattr_in {
+    uint32_t size, flags, setxattr_flags, padding;
+};
+
+/* What init.bin holds: enough to tell a new worker what the kernel and the first one agreed on. */
+struct saved_init {
+    uint32_t len, answered;
+    uint64_t flags;
+    unsigned char request[256];
+};
+
+/* What set_open() was told, until the reply to that open goes out. */
+struct pending_open {
+    bool used;
+    uint64_t fh;
+    uint32_t flags;
+    int32_t backing_id;
+};
+#define PENDING_OPENS 64
+
+static struct {
+    int fd;                  /* /dev/fuse; -1: not attached */
+    int init_fd;             /* init.bin */
+    uint64_t wanted;         /* INIT flags to set where the kernel offers them */
+    uint32_t stack_depth;    /* max_stack_depth */
+    uint64_t agreed;         /* INIT flags that both sides have set */
+    struct saved_init init;
+    bool replay;             /* the saved INIT is still to be read */
+    bool attached;           /* libfuse has taken our read and writev */
+    uint64_t current;        /* unique of the request read last */
+    uint32_t setxattr_flags; /* of the request read last */
+    uint64_t seen[OP_LIMIT]; /* requests by opcode */
+    struct pending_open pending[PENDING_OPENS];
+    PyObject *handler;
+} channel = {.fd = -1, .init_fd = -1};
+
+/* ---- requests -------------------------------------------------------------------------------- */
+
+static void save_init(void)
+{
+    /* A mount whose INIT can't be saved works, but does not survive its worker. */
+    if (channel.init_fd >= 0
+        && pwrite(channel.init_fd, &channel.init, sizeof channel.init, 0)
+               != (ssize_t)sizeof channel.init)
+        perror("modamafs: saving the INIT request");
+}
+
+/* The older layout of SETXATTR, for libfuse 3.14; what is cut out is kept for Python. */
+static size_t shorten_setxattr(unsigned char *message, size_t len)
+{
+    const size_t cut = 2 * sizeof(uint32_t), at = sizeof(struct request) + cut;
+    struct request *header = (struct request *)message;
+    struct setxattr_in *body = (struct setxattr_in *)(message + sizeof *header);
+
+    channel.setxattr_flags = body->setxattr_flags;
+    memmove(message + at, message + at + cut, len - at - cut);
+    header->len = (uint32_t)(len - cut);
+    return len - cut;
+}
+
+static uint64_t init_flags(const struct init_in *in)
+{
+    return in->flags & INIT_EXT ? in->flags | (uint64_t)in->flags2 << 32 : in->flags;
+}
+
+static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
+{
+    struct request *header = buffer;
+    ssize_t got;
+    (void)userdata;
+
+    if (channel.replay) {
+        channel.replay = false;
+        memcpy(buffer, channel.init.request, channel.init.len);
+        return channel.init.len;
+    }
+    got = read(fd, buffer, size);
+    if (got < 0) {
+        if (errno == EAGAIN) /* pyfuse3 takes EINTR as "nothing to do", and EAGAIN as its end */
+            errno = EINTR;
+        return got;
+    }
+    if ((size_t)got < sizeof *header)
+        return got;
+    channel.current = header->unique;
+    if (header->opcode < OP_LIMIT)
+        channel.seen[header->opcode]++;
+    switch (header->opcode) {
+    case OP_INIT:
+        if ((size_t)got <= sizeof channel.init.request) {
+            channel.init.len = (uint32_t)got;
+            channel.init.answered = 0;
+            memcpy(channel.init.request, buffer, (size_t)got);
+            save_init();
+        }
+        break;
+    case OP_TMPFILE: /* its layout is CREATE's, and O_TMPFILE is among the flags */
+        header->opcode = OP_CREATE;
+        break;
+    case OP_SETXATTR:
+        if (channel.agreed & SETXATTR_EXT)
+            got = (ssize_t)shorten_setxattr(buffer, (size_t)got);
+        break;
+    }
+    return got;
+}
+
+/* ---- replies --------------------------------------------------------------------------------- */
+
+static void ask_for_resend(int fd)
+{
+    struct reply notify = {.len = sizeof notify, .error = NOTIFY_RESEND, .unique = 0};
+
+    if (!(channel.agreed & HAS_RESEND))
+        return;
+    if (write(fd, &notify, sizeof notify) < 0)
+        perror("modamafs: FUSE_NOTIFY_RESEND");
+}
+
+static ssize_t answer_init(int fd, const struct reply *reply, const void *body, size_t size)
+{
+    struct {
+        struct reply reply;
+        struct init_out out;
+    } message = {.reply = *reply};
+    struct init_in offer;
+
+    memcpy(&message.out, body, size < sizeof message.out ? size : sizeof message.out);
+    memcpy(&offer, channel.init.request + sizeof(struct request), sizeof offer);
+    uint64_t flags = message.out.flags | (uint64_t)message.out.flags2 << 32;
+    flags |= channel.wanted;
+    flags &= init_flags(&offer);
+    message.out.flags = (uint32_t)flags;
+    message.out.flags2 = (uint32_t)(flags >> 32);
+    if (flags & PASSTHROUGH)
+        message.out.max_stack_depth = channel.stack_depth;
+    message.reply.len = sizeof message;
+    channel.agreed = flags;
+
+    ssize_t wrote = write(fd, &message, sizeof message);
+    if (wrote < 0 && errno != ENOENT)
+        return wrote;
+    bool answered_before = wrote < 0; /* ENOENT: by a worker that died before it could note it */
+    channel.init.answered = 1;
+    channel.init.flags = flags;
+    save_init();
+    if (answered_before)
+        ask_for_resend(fd);
+    return reply->len;
+}
+
+static ssize_t channel_writev(int fd, struct iovec *iov, int count, void *userdata)
+{
+    const struct reply *reply = iov[0].iov_base;
+    const struct request *init = (const struct request *)channel.init.request;
+    (void)userdata;
+
+    if (channel.init.len && reply->unique == init->unique && reply->unique) {
+        if (channel.init.answered) { /* a replay: the kernel has had its answer */
+            ask_for_resend(fd);
+            return reply->len;
+        }
+        if (!reply->error && count == 2)
+            return answer_init(fd, reply, iov[1].iov_base, iov[1].iov_len);
+    }
+    return writev(fd, iov, count);
+}
+
+static uint32_t open_flags(const struct fuse_file_info *fi, int32_t *backing_id)
+{
+    *backing_id = 0;
+    for (int i = 0; i < PENDING_OPENS; i++) {
+        struct pending_open *pending = &channel.pending[i];
+        if (pending->used && pending->fh == fi->fh) {
+            pending->used = false;
+            *backing_id = pending->backing_id;
+            return pending->flags;
+        }
+    }
+    return (fi->direct_io ? OPEN_DIRECT_IO : 0) | (fi->keep_cache ? OPEN_KEEP_CACHE : 0)
+        | (fi->nonseekable ? OPEN_NONSEEKABLE : 0);
+}
+
+#define EXPORT __attribute__((visibility("default")))
+
+EXPORT int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+    struct open_out out = {.fh = fi->fh};
+
+    out.open_flags = open_flags(fi, &out.backing_id);
+    return fuse_reply_buf(req, (const char *)&out, sizeof out);
+}
+
+static void put_time(struct timespec t, uint64_t *seconds, uint32_t *nanoseconds)
+{
+    *seconds = (uint64_t)t.tv_sec;
+    *nanoseconds = (uint32_t)t.tv_nsec;
+}
+
+static void put_timeout(double seconds, uint64_t *whole, uint32_t *nanoseconds)
+{
+    *whole = (uint64_t)seconds;
+    *nanoseconds = (uint32_t)((seconds - (double)*whole) * 1e9);
+}
+
+EXPORT int fuse_reply_create(fuse_req_t req, const struct fuse_entry_param *e,
+                             const struct fuse_file_info *fi)
+{
+    struct {
+        uint64_t nodeid, generation, entry_valid, attr_valid;
+        uint32_t entry_valid_nsec, attr_valid_nsec;
+        uint64_t ino, size, blocks, atime, mtime, ctime;
+        uint32_t atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize, flags;
+        struct open_out open;
+    } out = {.nodeid = e->ino, .generation = e->generation, .ino = e->attr.st_ino};
+
+    _Static_assert(sizeof out == ENTRY_OUT_SIZE + sizeof(struct open_out), "fuse_entry_out");
+    put_timeout(e->entry_timeout, &out.entry_valid, &out.entry_valid_nsec);
+    put_timeout(e->attr_timeout, &out.attr_valid, &out.attr_valid_nsec);
+    out.size = (uint64_t)e->attr.st_size;
+    out.blocks = (uint64_t)e->attr.st_blocks;
+    put_time(e->attr.st_atim, &out.atime, &out.atimensec);
+    put_time(e->attr.st_mtim, &out.mtime, &out.mtimensec);
+    put_time(e->attr.st_ctim, &out.ctime, &out.ctimensec);
+    out.mode = e->attr.st_mode;
+    out.nlink = (uint32_t)e->attr.st_nlink;
+    out.uid = e->attr.st_uid;
+    out.gid = e->attr.st_gid;
+    out.rdev = (uint32_t)e->attr.st_rdev;
+    out.blksize = (uint32_t)e->attr.st_blksize;
+    out.open.fh = fi->fh;
+    out.open.open_flags = open_flags(fi, &out.open.backing_id);
+    return fuse_reply_buf(req, (const char *)&out, sizeof out);
+}
+
+/* ---- requests that pyfuse3 has no handler for ------------------------------------------------- */
+
+/* Calls the handler with (opcode, req, ino, uid, gid, pid, *arguments); steals `arguments`. */
+static void hand_over(fuse_req_t req, enum opcode opcode, fuse_ino_t ino, PyObject *arguments)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    PyObject *head = NULL, *all = NULL, *result = NULL;
+
+    if (arguments && channel.handler)
+        head = Py_BuildValue("(iKKIIi)", opcode, (unsigned long long)(uintptr_t)req,
+                             (unsigned long long)ino, ctx->uid, ctx->gid, (int)ctx->pid);
+    if (head)
+        all = PySequence_Concat(head, arguments);
+    if (all)
+        result = PyObject_CallObject(channel.handler, all);
+    if (!result) {
+        if (PyErr_Occurred())
+            PyErr_WriteUnraisable(channel.handler);
+        fuse_reply_err(req, EIO);
+    }
+    Py_XDECREF(result);
+    Py_XDECREF(all);
+    Py_XDECREF(head);
+    Py_XDECREF(arguments);
+    PyGILState_Release(gil);
+}
+
+static void on_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name, const char *value,
+                        size_t size, int flags)
+{
+    hand_over(req, OP_SETXATTR, ino,
+              Py_BuildValue("(yy#iI)", name, value, (Py_ssize_t)size, flags, channel.setxattr_flags));
+    channel.setxattr_flags = 0;
+}
+
+static void on_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned command, void *argument,
+                     struct fuse_file_info *fi, unsigned flags, const void *in, size_t in_size,
+                     size_t out_size)
+{
+    (void)argument;
+    hand_over(req, OP_IOCTL, ino,
+              Py_BuildValue("(KIIy#n)", (unsigned long long)fi->fh, command, flags, in ? in : "",
+                            (Py_ssize_t)in_size, (Py_ssize_t)out_size));
+}
+
+static void on_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
+                         struct fuse_file_info *fi)
+{
+    hand_over(req, OP_FALLOCATE, ino,
+              Py_BuildValue("(KiLL)", (unsigned long long)fi->fh, mode, (long long)offset,
+                            (long long)length));
+}
+
+static void on_lseek(fuse_req_t req, fuse_ino_t ino, off_t offset, int whence,
+                     struct fuse_file_info *fi)
+{
+    hand_over(req, OP_LSEEK, ino,
+              Py_BuildValue("(KLi)", (unsigned long long)fi->fh, (long long)offset, whence));
+}
+
+static void on_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t offset_in,
+                               struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t offset_out,
+                               struct fuse_file_info *fi_out, size_t length, int flags)
+{
+    hand_over(req, OP_COPY_FILE_RANGE, ino_in,
+              Py_BuildValue("(KLKKLni)", (unsigned long long)fi_in->fh, (long long)offset_in,
+                            (unsigned long long)ino_out, (unsigned long long)fi_out->fh,
+                            (long long)offset_out, (Py_ssize_t)length, flags));
+}
+
+EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
+                                             const struct fuse_lowlevel_ops *op, size_t op_size,
+                                             void *userdata)
+{
+    typedef struct fuse_session *(*new_t)(struct fuse_args *, const struct fuse_lowlevel_ops *,
+                                          size_t, void *);
+    new_t real = (new_t)dlsym(RTLD_NEXT, "fuse_session_new");
+    struct fuse_lowlevel_ops filled = {0};
+
+    if (!real) {
+        errno = ENOSYS;
+        return NULL;
+    }
+    memcpy(&filled, op, op_size < sizeof filled ? op_size : sizeof filled);
+    filled.write_buf = NULL; /* one copy less through write */
+    filled.setxattr = on_setxattr;
+    filled.ioctl = on_ioctl;
+    filled.fallocate = on_fallocate;
+    filled.lseek = on_lseek;
+    filled.copy_file_range = on_copy_file_range;
+    return real(args, &filled, sizeof filled, userdata);
+}
+
+EXPORT int fuse_session_mount(struct fuse_session *session, const char *mountpoint)
+{
+    static const struct fuse_custom_io io = {.writev = channel_writev, .read = channel_read};
+    (void)mountpoint; /* mounted already, by the supervisor */
+
+    if (channel.fd < 0 || fuse_session_custom_io(session, &io, channel.fd))
+        return -1;
+    channel.attached = true;
+    return 0;
+}
+
+/* ---- Python ---------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(attach_doc,
+"attach(fd, init_fd, wanted, stack_depth, handler) -> bool\n\n"
+"Serve the mounted /dev/fuse descriptor `fd`, which libfuse closes at the end. `init_fd` is a file\n"
+"that keeps the kernel's INIT request; where it holds one already, that is replayed, the reply to it\n"
+"dropped, and requests that were read but never answered are asked for again. `wanted` are INIT\n"
+"flags to set where the kernel offers them. `handler(opcode, req, ino, uid, gid, pid, *arguments)`\n"
+"is called for the requests that pyfuse3 has no handler for, and owes each a reply().\n"
+"True when this is a replay. OSError.");
+
+static PyObject *py_attach(PyObject *self, PyObject *args)
+{
+    unsigned long long wanted;
+    PyObject *handler;
+    int fd, init_fd;
+    unsigned depth;
+    (void)self;
+
+    if (!PyArg_ParseTuple(args, "iiKIO", &fd, &init_fd, &wanted, &depth, &handler))
+        return NULL;
+    memset(&channel.init, 0, sizeof channel.init);
+    memset(channel.seen, 0, sizeof channel.seen);
+    memset(channel.pending, 0, sizeof channel.pending);
+    if (init_fd >= 0 && pread(init_fd, &channel.init, sizeof channel.init, 0) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    if (channel.init.len > sizeof channel.init.request)
+        return PyErr_Format(PyExc_ValueError, "the saved INIT request is damaged");
+    channel.fd = fd;
+    channel.init_fd = init_fd;
+    channel.wanted = wanted;
+    channel.stack_depth = depth;
+    channel.agreed = channel.init.flags;
+    channel.replay = channel.init.len > 0;
+    channel.attached = false;
+    Py_XSETREF(channel.handler, Py_NewRef(handler));
+    return PyBool_FromLong(channel.replay);
+}
+
+PyDoc_STRVAR(detach_doc, "detach() -> None\n\nForget the descriptor and the handler.");
+
+static PyObject *py_detach(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    channel.fd = channel.init_fd = -1;
+    channel.attached = channel.replay = false;
+    Py_CLEAR(channel.handler);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(attached_doc,
+"attached() -> bool\n\nWhether libfuse took our read and writev: whether the interposition worked.");
+
+static PyObject *py_attached(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return PyBool_FromLong(channel.attached);
+}
+
+PyDoc_STRVAR(agreed_doc, "agreed() -> int\n\nThe INIT flags that kernel and file system agreed on.");
+
+static PyObject *py_agreed(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return PyLong_FromUnsignedLongLong(channel.agreed);
+}
+
+PyDoc_STRVAR(current_doc,
+"current() -> tuple[int, bool]\n\n"
+"The id of the request that was read last, and whether an earlier worker may have carried it out\n"
+"already. Right until the next request is read: to be asked at once.");
+
+static PyObject *py_current(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return Py_BuildValue("(KN)", (unsigned long long)(channel.current & ~RESENT),
+                         PyBool_FromLong(!!(channel.current & RESENT)));
+}
+
+PyDoc_STRVAR(ready_doc,
+"ready(spin_us: int) -> bool\n\nWhether a request can be read now, or within spin_us microseconds.");
+
+static long microseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000L + now.tv_nsec / 1000;
+}
+
+static PyObject *py_ready(PyObject *self, PyObject *arg)
+{
+    struct pollfd readable = {.fd = channel.fd, .events = POLLIN};
+    long spin = PyLong_AsLong(arg);
+    bool ready;
+    (void)self;
+
+    if (PyErr_Occurred())
+        return NULL;
+    if (channel.replay)
+        Py_RETURN_TRUE;
+    ready = poll(&readable, 1, 0) != 0;
+    if (!ready && spin > 0) {
+        Py_BEGIN_ALLOW_THREADS
+        for (long end = microseconds() + spin; !ready && microseconds() < end;)
+            ready = poll(&readable, 1, 0) != 0;
+        Py_END_ALLOW_THREADS
+    }
+    return PyBool_FromLong(ready);
+}
+
+PyDoc_STRVAR(set_open_doc,
+"set_open(fh: int, open_flags: int, backing_id: int) -> None\n\n"
+"What the reply to the open that hands out `fh` will say (FOPEN_*). To be called right before it.");
+
+static PyObject *py_set_open(PyObject *self, PyObject *args)
+{
+    struct pending_open pending = {.used = true};
+    unsigned long long fh;
+    (void)self;
+
+    if (!PyArg_ParseTuple(args, "KIi", &fh, &pending.flags, &pending.backing_id))
+        return NULL;
+    pending.fh = fh;
+    for (int i = 0; i < PENDING_OPENS; i++)
+        if (!channel.pending[i].used) {
+            channel.pending[i] = pending;
+            Py_RETURN_NONE;
+        }
+    return PyErr_Format(PyExc_RuntimeError, "opens without a reply");
+}
+
+PyDoc_STRVAR(reply_doc,
+"reply(req: int, error: int, payload: bytes) -> None\n\n"
+"Answer a request that the handler was given: with an errno, or with 0 and the reply's body.");
+
+static PyObject *py_reply(PyObject *self, PyObject *args)
+{
+    unsigned long long req;
+    Py_buffer payload;
+    int error;
+    (void)self;
+
+    if (!PyArg_ParseTuple(args, "Kiy*", &req, &error, &payload))
+        return NULL;
+    fuse_req_t request = (fuse_req_t)(uintptr_t)req;
+    int failed = error || !payload.len ? fuse_reply_err(request, error)
+                                       : fuse_reply_buf(request, payload.buf, (size_t)payload.len);
+    PyBuffer_Release(&payload);
+    if (failed && failed != -ENOENT) { /* ENOENT: nobody waits for it any more */
+        errno = -failed;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(seen_doc, "seen() -> list[int]\n\nHow many requests were read, by opcode.");
+
+static PyObject *py_seen(PyObject *self, PyObject *unused)
+{
+    PyObject *list = PyList_New(OP_LIMIT);
+    (void)self, (void)unused;
+
+    for (int i = 0; list && i < OP_LIMIT; i++) {
+        PyObject *number = PyLong_FromUnsignedLongLong(channel.seen[i]);
+        if (!number)
+            Py_CLEAR(list);
+        else
+            PyList_SET_ITEM(list, i, number);
+    }
+    return list;
+}
+
+static PyMethodDef module_methods[] = {
+    {"attach", py_attach, METH_VARARGS, attach_doc},
+    {"detach", py_detach, METH_NOARGS, detach_doc},
+    {"attached", py_attached, METH_NOARGS, attached_doc},
+    {"agreed", py_agreed, METH_NOARGS, agreed_doc},
+    {"current", py_current, METH_NOARGS, current_doc},
+    {"ready", py_ready, METH_O, ready_doc},
+    {"set_open", py_set_open, METH_VARARGS, set_open_doc},
+    {"reply", py_reply, METH_VARARGS, reply_doc},
+    {"seen", py_seen, METH_NOARGS, seen_doc},
+    {0},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "modamafs.fuse._channel",
+    .m_doc = "What passes between the kernel and pyfuse3. See _channel.c for the messages.",
+    .m_size = -1,
+    .m_methods = module_methods,
+};
+
+PyMODINIT_FUNC PyInit__channel(void)
+{
+    _Static_assert(sizeof(struct request) == 40, "fuse_in_header");
+    _Static_assert(sizeof(struct init_out) == 64, "fuse_init_out");
+    return PyModule_Create(&module);
+}

@@ -1,0 +1,66 @@
+"""The one boundary between the tree's errors and the kernel's: nothing else may leave a handler.
+
+A stray exception would end pyfuse3's main loop, and with it the mount. ModamaError and OSError become
+their errno; anything else is a defect: EIO for the client, a traceback for the log.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from pyfuse3 import FUSEError
+
+from modamafs.errors import ModamaError
+
+log = logging.getLogger("modamafs.fuse")
+Result = TypeVar("Result")
+
+
+def errno_of(error: Exception, operation: str) -> int:
+    """The errno for a client; logs what is a defect of ours."""
+    if isinstance(error, ModamaError):
+        number = error.errno
+    elif isinstance(error, OSError) and error.errno:
+        number = error.errno
+    else:
+        log.error("defect operation=%s", operation, exc_info=error)
+        number = errno.EIO
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("refused operation=%s errno=%s", operation, errno.errorcode.get(number, number))
+    return number
+
+
+def handler(function: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
+    """Make a pyfuse3 handler of a plain function."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    async def handle(*arguments: Any) -> Result:
+        try:
+            return function(*arguments)
+        except FUSEError:
+            raise
+        except Exception as error:
+            raise FUSEError(errno_of(error, name)) from None
+
+    return handle
+
+
+def slow_handler(function: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
+    """Make a pyfuse3 handler of a coroutine function: one that may wait for a thread."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    async def handle(*arguments: Any) -> Result:
+        try:
+            return await function(*arguments)
+        except FUSEError:
+            raise
+        except Exception as error:
+            raise FUSEError(errno_of(error, name)) from None
+
+    return handle

@@ -1,0 +1,400 @@
+"""The adapter: pyfuse3's handlers on one side, the tree on the other, no decision in between.
+
+A handler is named like its system call. Quick ones are plain functions; those that may take long go
+to a thread and let others be served meanwhile (``_in_thread``).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
+
+from modamafs.fuse import _channel
+from modamafs.fuse.boundary import errno_of, handler, slow_handler
+from modamafs.fuse.channel import (
+    FOPEN_CACHE_DIR,
+    FOPEN_KEEP_CACHE,
+    FOPEN_NOFLUSH,
+    FOPEN_PARALLEL_DIRECT_WRITES,
+    FOPEN_PASSTHROUGH,
+    SETXATTR_ACL_KILL_SGID,
+    scheduler,
+)
+from modamafs.model import ROOT, Attributes, Caller
+from modamafs.tree.core import LARGE_BYTES, Tree
+from modamafs.tree.handles import Handle
+
+Result = TypeVar("Result")
+
+INLINE_WRITE_BYTES = 64 << 10
+"""Up to this size a write without passthrough is done at once; a larger one in a thread."""
+
+OPEN_FOR_WRITING_TIMEOUT_S = 1.0
+"""How long the kernel may believe the attributes of a file that is open for writing."""
+
+WRITE_OUT = struct.Struct("=II")
+LSEEK_OUT = struct.Struct("=Q")
+IOCTL_OUT = struct.Struct("=iIII")
+
+# linux/fs.h: what chattr(1) and xfs_io(8) ask; (changes something, size of the argument)
+INODE_IOCTLS = {
+    0x80086601: (False, 4),  # FS_IOC_GETFLAGS
+    0x40086602: (True, 4),  # FS_IOC_SETFLAGS
+    0x801C581F: (False, 28),  # FS_IOC_FSGETXATTR
+    0x401C5820: (True, 28),  # FS_IOC_FSSETXATTR
+    0x80087601: (False, 8),  # FS_IOC_GETVERSION
+}
+
+
+def caller_of(ctx: RequestContext) -> Caller:
+    """Who sent the request that is being handled. To be asked before anything is awaited."""
+    return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask, *_channel.current())
+
+
+class Operations(pyfuse3.Operations):  # type: ignore[misc]
+    """The file system as pyfuse3 wants it."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(
+        self,
+        tree: Tree,
+        nursery: trio.Nursery,
+        *,
+        attribute_timeout_s: float,
+        entry_timeout_s: float,
+    ) -> None:
+        super().__init__()
+        self.tree = tree
+        self._nursery = nursery
+        self._attribute_timeout_s = attribute_timeout_s
+        self._entry_timeout_s = entry_timeout_s
+        self._threads = trio.CapacityLimiter(16)
+        self._scheduler = scheduler(pyfuse3)
+
+    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run what may take long elsewhere, and serve others meanwhile."""
+        if self._scheduler is not None:
+            self._scheduler.turn.give_up()
+        return await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)
+
+    def _close_later(self, fd: int | None) -> None:
+        """Close a descriptor that may hold a large file's blocks, and wait for nobody."""
+        if fd is not None:
+            self._nursery.start_soon(trio.to_thread.run_sync, os.close, fd)
+
+    # ---- attributes -------------------------------------------------------------------------
+
+    def _attributes(self, found: Attributes) -> EntryAttributes:
+        entry = EntryAttributes()
+        (
+            entry.st_ino, entry.generation, entry.st_mode, entry.st_nlink, entry.st_uid,
+            entry.st_gid, entry.st_rdev, entry.st_size, entry.st_blocks, entry.st_blksize,
+            entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns, _, _, _,
+        ) = found  # fmt: skip
+        entry.attr_timeout = self._attribute_timeout_s
+        entry.entry_timeout = self._entry_timeout_s
+        if self.tree.is_open_for_writing(found):
+            entry.attr_timeout = min(self._attribute_timeout_s, OPEN_FOR_WRITING_TIMEOUT_S)
+        return entry
+
+    def _entry(self, found: Attributes) -> EntryAttributes:
+        entry = self._attributes(found)
+        node = self.tree.node(found)
+        if node == ROOT:
+            entry.st_ino = ROOT
+        return entry
+
+    @handler
+    def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        found = self.tree.lookup(parent, name)
+        if found is None:
+            raise FUSEError(errno.ENOENT)
+        return self._entry(found)
+
+    async def forget(self, inode_list: object) -> None:
+        """Nothing is kept for a node that the kernel knows."""
+
+    @handler
+    def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._attributes(self.tree.getattr(inode))
+
+    @slow_handler
+    async def setattr(
+        self,
+        inode: int,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: int | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        caller = caller_of(ctx)
+        if fields.update_size:
+            found = await self._truncate(inode, attr.st_size, caller)
+        else:
+            found = None
+        if found is None or fields.update_mode or fields.update_uid or fields.update_gid or (
+            fields.update_atime or fields.update_mtime
+        ):
+            found = self.tree.setattr(
+                inode,
+                caller,
+                mode=attr.st_mode if fields.update_mode else None,
+                uid=attr.st_uid if fields.update_uid else None,
+                gid=attr.st_gid if fields.update_gid else None,
+                atime_ns=attr.st_atime_ns if fields.update_atime else None,
+                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            )
+        return self._attributes(found)
+
+    async def _truncate(self, inode: int, size_bytes: int, caller: Caller) -> Attributes:
+        if self.tree.getattr(inode).blocks > LARGE_BYTES // 512:
+            return await self._in_thread(self.tree.truncate, inode, size_bytes, caller)
+        return self.tree.truncate(inode, size_bytes, caller)
+
+    @handler
+    def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return self.tree.readlink(inode)
+
+    @handler
+    def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        found = self.tree.statvfs()
+        data = pyfuse3.StatvfsData()
+        for name in (
+            "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree",
+            "f_favail", "f_namemax",
+        ):  # fmt: skip
+            setattr(data, name, getattr(found, name))
+        return data
+
+    # ---- entries ----------------------------------------------------------------------------
+
+    @handler
+    def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(self.tree.mknod(parent, name, mode, rdev, caller_of(ctx)))
+
+    @handler
+    def mkdir(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(
+            self.tree.mknod(parent, name, mode | stat.S_IFDIR, 0, caller_of(ctx))
+        )
+
+    @handler
+    def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(self.tree.symlink(parent, name, target, caller_of(ctx)))
+
+    @handler
+    def link(
+        self, inode: int, new_parent: int, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        return self._entry(self.tree.link(inode, new_parent, new_name, caller_of(ctx)))
+
+    @handler
+    def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._close_later(self.tree.unlink(parent, name, caller_of(ctx)))
+
+    @handler
+    def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self.tree.rmdir(parent, name, caller_of(ctx))
+
+    @handler
+    def rename(
+        self,
+        parent_old: int,
+        name_old: bytes,
+        parent_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        self._close_later(
+            self.tree.rename(parent_old, name_old, parent_new, name_new, flags, caller_of(ctx))
+        )
+
+    # ---- files ------------------------------------------------------------------------------
+
+    def _file_info(self, handle: Handle) -> FileInfo:
+        flags = FOPEN_NOFLUSH | FOPEN_PARALLEL_DIRECT_WRITES
+        if handle.backing_id:
+            flags |= FOPEN_PASSTHROUGH
+        if self._scheduler is not None:
+            _channel.set_open(handle.fh, flags, handle.backing_id)
+        return FileInfo(fh=handle.fh, keep_cache=False)
+
+    @slow_handler
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        caller = caller_of(ctx)
+        if flags & os.O_TRUNC:
+            await self._truncate(inode, 0, caller)
+            flags &= ~os.O_TRUNC
+        return self._file_info(self.tree.open(inode, flags, caller))
+
+    @handler
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        handle, found = self.tree.create(parent, name, mode, flags, caller_of(ctx))
+        return self._file_info(handle), self._entry(found)
+
+    @handler
+    def release(self, fh: int) -> None:
+        fd = self.tree.release(fh)
+        if fd is not None:
+            os.close(fd)
+
+    @handler
+    def flush(self, fh: int) -> None:
+        """Nothing is held back here: what a client wrote is with the store."""
+
+    @slow_handler
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._in_thread(lambda: self.tree.fsync(fh, data_only=datasync))
+
+    fsyncdir = fsync
+
+    @slow_handler
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+        fd = self.tree.descriptor(self.tree.handles.get(fh))
+        buffer = bytearray(size)
+        try:
+            got = os.preadv(fd, [buffer], off, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
+                raise
+            got = 0
+        if got < size:  # the end of the file, or not all of it in memory
+            return await self._in_thread(os.pread, fd, size, off)
+        return memoryview(buffer)[:got]
+
+    @slow_handler
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        handle = self.tree.handles.get(fh)
+        fd = self.tree.descriptor(handle)
+        if len(buf) > INLINE_WRITE_BYTES:
+            return await self._in_thread(os.pwrite, fd, buf, off)
+        return os.pwrite(fd, buf, off)
+
+    # ---- directories ------------------------------------------------------------------------
+
+    @handler
+    def opendir(self, inode: int, ctx: RequestContext) -> int:
+        handle = self.tree.opendir(inode, caller_of(ctx))
+        if self._scheduler is not None:
+            _channel.set_open(handle.fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
+        return handle.fh
+
+    @handler
+    def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        handle, entries = self.tree.readdir(fh, start_id, 4096)
+        for name, offset, found in entries[handle.position :]:
+            if not pyfuse3.readdir_reply(token, name, self._attributes(found), offset):
+                break
+            handle.position += 1
+            handle.offset = offset
+
+    releasedir = release
+
+    # ---- extended attributes ----------------------------------------------------------------
+
+    @handler
+    def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return self.tree.getxattr(inode, name)
+
+    @handler
+    def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        return self.tree.listxattr(inode)
+
+    @handler
+    def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self.tree.removexattr(inode, name, caller_of(ctx))
+
+    @handler
+    def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        """Only without interposition: the flags are lost on the way here."""
+        self.tree.setxattr(inode, name, value, 0, caller_of(ctx), keep_setid=True)
+
+    # ---- what pyfuse3 has no handler for ----------------------------------------------------
+
+    def extra(
+        self, opcode: int, req: int, ino: int, uid: int, gid: int, pid: int, *arguments: Any
+    ) -> None:
+        """Called by the channel; answers with ``_channel.reply``, now or later."""
+        caller = Caller(uid, gid, pid, 0, *_channel.current())
+        quick: dict[int, Callable[..., bytes]] = {
+            21: self._setxattr,
+            39: self._ioctl,
+            46: self._lseek,
+        }
+        try:
+            if opcode in quick:
+                _channel.reply(req, 0, quick[opcode](ino, caller, *arguments))
+            else:
+                slow = {43: self._fallocate, 47: self._copy_file_range}[opcode]
+                self._nursery.start_soon(self._answer_later, req, slow, caller, *arguments)
+        except Exception as error:
+            _channel.reply(req, errno_of(error, f"opcode {opcode}"), b"")
+
+    async def _answer_later(self, req: int, slow: Callable[..., bytes], *arguments: Any) -> None:
+        try:
+            payload = await trio.to_thread.run_sync(slow, *arguments, limiter=self._threads)
+        except Exception as error:
+            _channel.reply(req, errno_of(error, slow.__name__), b"")
+        else:
+            _channel.reply(req, 0, payload)
+
+    def _setxattr(
+        self, ino: int, caller: Caller, name: bytes, value: bytes, flags: int, acl_flags: int
+    ) -> bytes:
+        keep_setid = not acl_flags & SETXATTR_ACL_KILL_SGID
+        self.tree.setxattr(ino, name, value or b"", flags, caller, keep_setid=keep_setid)
+        return b""
+
+    def _lseek(self, ino: int, caller: Caller, fh: int, offset: int, whence: int) -> bytes:
+        return LSEEK_OUT.pack(self.tree.seek(fh, offset, whence))
+
+    def _ioctl(
+        self, ino: int, caller: Caller, fh: int, command: int, flags: int, data: bytes, size: int
+    ) -> bytes:
+        if command not in INODE_IOCTLS:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        changing, length = INODE_IOCTLS[command]
+        fd = self.tree.inode_flags_fd(ino, changing=changing)
+        try:
+            argument = bytearray(data[:length].ljust(length, b"\0"))
+            fcntl.ioctl(fd, command, argument)
+        finally:
+            os.close(fd)
+        return IOCTL_OUT.pack(0, 0, 0, 0) + (b"" if changing else bytes(argument[:size]))
+
+    def _fallocate(self, caller: Caller, fh: int, mode: int, offset: int, length: int) -> bytes:
+        self.tree.fallocate(fh, mode, offset, length, caller)
+        return b""
+
+    def _copy_file_range(
+        self,
+        caller: Caller,
+        fh_in: int,
+        offset_in: int,
+        ino_out: int,
+        fh_out: int,
+        offset_out: int,
+        length: int,
+        flags: int,
+    ) -> bytes:
+        copied = self.tree.copy_file_range(fh_in, offset_in, fh_out, offset_out, length)
+        return WRITE_OUT.pack(copied, 0)

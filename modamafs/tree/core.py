@@ -1,0 +1,677 @@
+"""The tree: every operation of a file system over one store, without knowing FUSE.
+
+Names are bytes, nodes are numbers, errors are ModamaError or OSError; results are the model's. Every
+method is synchronous. Those that may take long (they say so) belong into a thread; all others are a
+few system calls on a local file system, and one runs after the other, so that nothing comes between
+a check and the change that it guards.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from modamafs.errors import NotOnThisVolume, Reserved, StaleHandle
+from modamafs.model import RECORDS, ROOT, Attributes, Caller, Operation
+from modamafs.policy.decide import decide
+from modamafs.store import backing
+from modamafs.store.backing import Store
+from modamafs.store.seals import Seals
+from modamafs.tree.handles import Entry, Handle, Handles
+from modamafs.tree.inodes import Inodes
+from modamafs.tree.journal import Intent, Journal
+from modamafs.tree.state import State
+
+O_TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
+LARGE_BYTES = 64 << 20
+"""From this size on, freeing a file's blocks is left to a thread."""
+
+RENAME_EXCHANGE = 2
+CAPABILITY = b"security.capability"
+
+
+class BackingFiles(Protocol):
+    """Where files are registered that the kernel then reads and writes by itself."""
+
+    def register(self, fd: int, caller: Caller) -> int:
+        """The backing id of an open file. OSError where the kernel can't (errno ELOOP, EPERM, …)."""
+
+    def close(self, backing_id: int) -> None:
+        """Take a registration back; an id that the kernel does not know is no error."""
+
+
+class Tree:
+    """One mounted store."""
+
+    def __init__(
+        self,
+        store: Store,
+        state: State,
+        backing_files: BackingFiles | None = None,
+        *,
+        read_only: bool = False,
+        failpoint: Path | None = None,
+    ) -> None:
+        """``backing_files`` is None where all bytes go through this process (the fallback)."""
+        self.store = store
+        self.inodes = Inodes(store)
+        self.handles = Handles(state)
+        self.journal = Journal(state, failpoint)
+        self.seals = Seals(store)
+        self.read_only = read_only
+        self._state = state
+        self._volume = store.volume
+        self._backing_files = backing_files
+        self._whole_volume = store.is_whole_volume()
+        lost = state.lost_registration()
+        if lost is not None and backing_files is not None:
+            if lost not in self.handles.backing_ids():
+                backing_files.close(lost)
+            state.end_registration(lost)
+
+    def close(self) -> None:
+        """Close every descriptor; what the kernel holds is written down and stays."""
+        for handle in self.handles:
+            fd = handle.take_fd()
+            if fd is not None:
+                os.close(fd)
+        self.inodes.close()
+
+    # ---- what is there ----------------------------------------------------------------------
+
+    def node(self, attributes: Attributes) -> int:
+        """The node id that goes with attributes."""
+        return self.inodes.node(attributes)
+
+    def is_open_for_writing(self, attributes: Attributes) -> bool:
+        """Whether anybody on this mount has the file open for writing: its size may change soon."""
+        inode = self.handles.inode(attributes.ino)
+        return inode is not None and inode.writers > 0
+
+    def lookup(self, parent: int, name: bytes) -> Attributes | None:
+        """The attributes of an entry; None for no such entry.
+
+        "." and ".." come from file servers that hold a handle; the node may be unknown so far and
+        is resolved only if it lies in the store (StaleHandle otherwise).
+        """
+        if name == RECORDS:
+            return None
+        if name in (b".", b".."):
+            return self._lookup_dots(parent, name)
+        attributes = self._volume.lookup(self.inodes.directory(parent), name)
+        if attributes is not None and attributes.dev != self._volume.dev:
+            raise NotOnThisVolume(
+                f"{os.fsdecode(name)} lies on another file system than its store; "
+                "mount that one as a store of its own"
+            )
+        return attributes
+
+    def _lookup_dots(self, node: int, name: bytes) -> Attributes:
+        fd = self.inodes.open(node, os.O_PATH)
+        try:
+            if not (self._whole_volume or self.store.contains(fd)):
+                raise StaleHandle(f"inode {node} does not lie in the store")
+            if name == b"." or node == ROOT:
+                return self._volume.attributes(fd)
+            above = self._volume.lookup(fd, b"..")
+        finally:
+            os.close(fd)
+        if above is None:
+            raise StaleHandle(f"directory {node} has been removed")
+        return above
+
+    def getattr(self, node: int) -> Attributes:
+        """The attributes of an inode."""
+        return self.inodes.attributes(node)
+
+    def readlink(self, node: int) -> bytes:
+        """The target of a symbolic link."""
+        fd = self.inodes.open(node, os.O_PATH)
+        try:
+            return backing.readlink(fd)
+        finally:
+            os.close(fd)
+
+    def statvfs(self) -> os.statvfs_result:
+        """Sizes, counts and limits of the backing file system."""
+        return self.store.statvfs()
+
+    # ---- what may change --------------------------------------------------------------------
+
+    def _admit(self, operation: Operation, fd: int) -> None:
+        """Let a mutation of what ``fd`` names, or of an entry in it, go ahead, or raise."""
+        decide(operation, sealed=self.seals.covers(fd), read_only=self.read_only)
+
+    def _enter(self, parent: int, name: bytes, operation: Operation) -> int:
+        """The descriptor of a directory whose entry ``name`` is about to change."""
+        if name == RECORDS:
+            raise Reserved(f"{os.fsdecode(RECORDS)} is kept for modamafs's own records")
+        fd = self.inodes.directory(parent)
+        self._admit(operation, fd)
+        return fd
+
+    def setattr(
+        self,
+        node: int,
+        caller: Caller,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+    ) -> Attributes:
+        """Change what is given and leave the rest."""
+        fd = self.inodes.open(node, os.O_PATH)
+        try:
+            self._admit(Operation.SET_ATTRIBUTES, fd)
+            if uid is not None or gid is not None:
+                keep = 0xFFFFFFFF
+                backing.chown(fd, keep if uid is None else uid, keep if gid is None else gid)
+            if mode is not None:
+                backing.chmod(fd, stat.S_IMODE(mode))
+            if atime_ns is not None or mtime_ns is not None:
+                backing.utimens(fd, atime_ns, mtime_ns)
+            return self._volume.attributes(fd)
+        finally:
+            os.close(fd)
+
+    def truncate(self, node: int, size_bytes: int, caller: Caller) -> Attributes:
+        """Set a file's size. May take long for a large file."""
+        fd = self.inodes.open(node, os.O_WRONLY | os.O_NONBLOCK)
+        try:
+            self._admit(Operation.WRITE, fd)
+            backing.truncate(fd, size_bytes, caller.uid, caller.gid)
+            return self._volume.attributes(fd)
+        finally:
+            os.close(fd)
+
+    # ---- entries ----------------------------------------------------------------------------
+
+    def _entry(self, dir_fd: int, name: bytes) -> Attributes:
+        attributes = self._volume.lookup(dir_fd, name)
+        if attributes is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return attributes
+
+    def _appeared(self, dir_fd: int, name: bytes, caller: Caller) -> Callable[[Intent], bool]:
+        """Whether the entry is what an interrupted request of the caller's made."""
+
+        def was_done(intent: Intent) -> bool:
+            found = self._volume.lookup(dir_fd, name)
+            return (
+                found is not None
+                and found.uid == caller.uid
+                and (found.btime_ns or found.ctime_ns) >= intent.time_ns
+            )
+
+        return was_done
+
+    def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller
+    ) -> Attributes:
+        """Make a directory, FIFO, socket, device or empty file, as ``mode`` says."""
+        fd = self._enter(parent, name, Operation.CREATE)
+
+        def do() -> Attributes:
+            backing.mknod(fd, name, mode, rdev, caller)
+            return self._entry(fd, name)
+
+        return self.journal.once(
+            caller,
+            "mkdir" if stat.S_ISDIR(mode) else "mknod",
+            do,
+            self._appeared(fd, name, caller),
+            lambda: self._entry(fd, name),
+        )
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
+        """Make a symbolic link."""
+        fd = self._enter(parent, name, Operation.CREATE)
+
+        def do() -> Attributes:
+            backing.symlink(target, fd, name, caller)
+            return self._entry(fd, name)
+
+        return self.journal.once(
+            caller,
+            "symlink",
+            do,
+            self._appeared(fd, name, caller),
+            lambda: self._entry(fd, name),
+        )
+
+    def link(self, node: int, parent: int, name: bytes, caller: Caller) -> Attributes:
+        """Give an inode one more name."""
+        dir_fd = self._enter(parent, name, Operation.LINK)
+        fd = self.inodes.open(node, os.O_PATH)
+        try:
+            self._admit(Operation.LINK, fd)
+            ino = self._volume.attributes(fd).ino
+
+            def do() -> Attributes:
+                backing.link(fd, dir_fd, name)
+                return self._volume.attributes(fd)
+
+            def was_done(intent: Intent) -> bool:
+                found = self._volume.lookup(dir_fd, name)
+                return found is not None and found.ino == intent.ino
+
+            return self.journal.once(
+                caller, "link", do, was_done, lambda: self._volume.attributes(fd), ino
+            )
+        finally:
+            os.close(fd)
+
+    def unlink(self, parent: int, name: bytes, caller: Caller) -> int | None:
+        """Remove a name that is no directory's.
+
+        A large file's last name goes at once and its blocks later: the descriptor that is returned
+        keeps them, and closing it (in a thread, it may take long) frees them.
+        """
+        return self._remove(parent, name, caller, "unlink", 0)
+
+    def rmdir(self, parent: int, name: bytes, caller: Caller) -> None:
+        """Remove an empty directory."""
+        self._remove(parent, name, caller, "rmdir", os.AT_REMOVEDIR if hasattr(os, "AT_REMOVEDIR") else 0x200)
+
+    def _remove(
+        self, parent: int, name: bytes, caller: Caller, operation: str, directory: int
+    ) -> int | None:
+        fd = self._enter(parent, name, Operation.REMOVE)
+        victim = self._volume.lookup(fd, name)
+        if victim is not None and stat.S_ISDIR(victim.mode):
+            self._admit_ancestor(fd, name)
+        pin = None
+        if victim is not None and self._is_last_of_large(victim):
+            pin = self.inodes.open(victim.ino, os.O_PATH)
+        try:
+
+            def do() -> None:
+                if directory:
+                    os.rmdir(name, dir_fd=fd)
+                else:
+                    os.unlink(name, dir_fd=fd)
+
+            def was_done(intent: Intent) -> bool:
+                return intent.ino != 0 and (victim is None or victim.ino != intent.ino)
+
+            self.journal.once(
+                caller, operation, do, was_done, lambda: None, victim.ino if victim else 0
+            )
+        except BaseException:
+            if pin is not None:
+                os.close(pin)
+            raise
+        if victim is not None and directory:
+            self.inodes.forget(victim.ino)
+        return pin
+
+    @staticmethod
+    def _is_last_of_large(victim: Attributes) -> bool:
+        return stat.S_ISREG(victim.mode) and victim.nlink == 1 and victim.blocks > LARGE_BYTES // 512
+
+    def _admit_ancestor(self, dir_fd: int, name: bytes) -> None:
+        """Let a directory lose its name only if nothing sealed lies below it."""
+        decide(
+            Operation.RENAME,
+            sealed=self.seals.below(dir_fd, name),
+            read_only=self.read_only,
+        )
+
+    def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+        caller: Caller,
+    ) -> int | None:
+        """``renameat2(2)``. Returns a descriptor as ``unlink`` does, if a large file was replaced."""
+        fd = self._enter(parent, name, Operation.RENAME)
+        new_fd = self._enter(new_parent, new_name, Operation.RENAME)
+        source = self._volume.lookup(fd, name)
+        target = self._volume.lookup(new_fd, new_name)
+        if source is not None and stat.S_ISDIR(source.mode):
+            self._admit_ancestor(fd, name)
+        if target is not None and stat.S_ISDIR(target.mode):
+            self._admit_ancestor(new_fd, new_name)
+        exchange = bool(flags & RENAME_EXCHANGE)
+        pin = None
+        if target is not None and not exchange and self._is_last_of_large(target):
+            pin = self.inodes.open(target.ino, os.O_PATH)
+        try:
+
+            def was_done(intent: Intent) -> bool:
+                if target is None or target.ino != intent.ino:
+                    return False
+                if exchange:
+                    return source is not None and source.ino == intent.other
+                return source is None or source.ino != intent.ino
+
+            self.journal.once(
+                caller,
+                "rename",
+                lambda: backing.rename(fd, name, new_fd, new_name, flags),
+                was_done,
+                lambda: None,
+                source.ino if source else 0,
+                target.ino if target else 0,
+            )
+        except BaseException:
+            if pin is not None:
+                os.close(pin)
+            raise
+        if target is not None and not exchange and stat.S_ISDIR(target.mode):
+            self.inodes.forget(target.ino)
+        return pin
+
+    # ---- open files -------------------------------------------------------------------------
+
+    def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Handle, Attributes]:
+        """Make a file and open it; with O_TMPFILE, one without a name.
+
+        A file that has appeared under that name meanwhile is ESTALE without O_EXCL: the kernel then
+        looks again, and opens it with the caller's rights on it.
+        """
+        unnamed = bool(flags & O_TMPFILE)
+        dir_fd = self._enter(parent, name if not unnamed else b".", Operation.CREATE)
+        handle = self.handles.recall(caller)
+        if handle is not None:
+            return handle, self.inodes.attributes(handle.ino)
+        open_flags = flags & (os.O_ACCMODE | os.O_APPEND)
+        if unnamed:
+            fd = backing.create_unnamed(
+                dir_fd, open_flags | os.O_TMPFILE | (flags & os.O_EXCL), mode, caller
+            )
+            return self._opened(fd, flags, caller)
+
+        def do() -> int:
+            return backing.create(
+                dir_fd, name, open_flags | os.O_CREAT | os.O_EXCL, mode, caller
+            )
+
+        def redo() -> int:
+            return self.inodes.open(self._entry(dir_fd, name).ino, open_flags)
+
+        try:
+            fd = self.journal.once(
+                caller, "create", do, self._appeared(dir_fd, name, caller), redo
+            )
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            raise StaleHandle(f"{os.fsdecode(name)} has appeared meanwhile") from None
+        return self._opened(fd, flags, caller)
+
+    def open(self, node: int, flags: int, caller: Caller) -> Handle:
+        """Open a file. May take long with O_TRUNC on a large one."""
+        handle = self.handles.recall(caller)
+        if handle is not None:
+            return handle
+        access = flags & (os.O_ACCMODE | os.O_APPEND)
+        if self._backing_files is None and access & os.O_ACCMODE == os.O_WRONLY:
+            access += os.O_RDWR - os.O_WRONLY  # the kernel reads the rest of a page it writes
+        fd = self.inodes.open(node, access | os.O_NONBLOCK)
+        try:
+            if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+                self._admit(Operation.WRITE, fd)
+            if flags & os.O_TRUNC:
+                backing.truncate(fd, 0, caller.uid, caller.gid)
+        except BaseException:
+            os.close(fd)
+            raise
+        return self._opened(fd, flags, caller)[0]
+
+    def _opened(self, fd: int, flags: int, caller: Caller) -> tuple[Handle, Attributes]:
+        """The handle of a file that was just opened; takes the descriptor over."""
+        try:
+            attributes = self._volume.attributes(fd)
+            backing_id = self._backing_id(fd, attributes, flags, caller)
+            handle = self.handles.add(
+                attributes.ino, flags, caller, backing_id, None if backing_id else fd
+            )
+            if backing_id:
+                self._state.end_registration(backing_id)
+        except BaseException:
+            os.close(fd)
+            raise
+        if backing_id:
+            os.close(fd)
+        return handle, attributes
+
+    def _backing_id(self, fd: int, attributes: Attributes, flags: int, caller: Caller) -> int:
+        if self._backing_files is None:
+            return 0
+        inode = self.handles.inode(attributes.ino)
+        if inode is not None:
+            if flags & os.O_ACCMODE != os.O_RDONLY and caller.uid:
+                # Whoever registered the file may write without clearing these; this caller may not.
+                self._drop_privileges(fd, attributes)
+            return inode.backing_id
+        self._state.begin_registration()
+        return self._backing_files.register(fd, caller)
+
+    @staticmethod
+    def _drop_privileges(fd: int, attributes: Attributes) -> None:
+        mode = stat.S_IMODE(attributes.mode)
+        if mode & stat.S_ISUID or (mode & stat.S_ISGID and mode & stat.S_IXGRP):
+            kept = mode & ~stat.S_ISUID
+            if mode & stat.S_IXGRP:
+                kept &= ~stat.S_ISGID
+            backing.chmod(fd, kept)
+
+    def release(self, fh: int) -> int | None:
+        """The kernel has closed a file. Returns a descriptor whose closing may take long."""
+        removed = self.handles.remove(fh)
+        if removed is None:
+            return None
+        handle, backing_id = removed
+        if backing_id and self._backing_files is not None:
+            self._backing_files.close(backing_id)
+        return handle.take_fd()
+
+    def descriptor(self, handle: Handle) -> int:
+        """Our own descriptor of an open file without passthrough, opened anew after a restart.
+
+        OSError: ESTALE for a file without a name whose worker was killed.
+        """
+        if handle.fd is None:
+            writable = handle.writable and not handle.backing_id
+            handle.fd = self.inodes.open(handle.ino, os.O_RDWR if writable else os.O_RDONLY)
+        return handle.fd
+
+    def fsync(self, fh: int, *, data_only: bool) -> None:
+        """Write a file or directory to the disk. Takes long."""
+        fd = self.inodes.open(self.handles.get(fh).ino, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if data_only:
+                os.fdatasync(fd)
+            else:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def fallocate(self, fh: int, mode: int, offset: int, length: int, caller: Caller) -> None:
+        """``fallocate(2)``, all of the modes that the store has. May take long."""
+        fd = self.inodes.open(self.handles.get(fh).ino, os.O_RDWR)
+        try:
+            self._admit(Operation.WRITE, fd)
+            backing.fallocate(fd, mode, offset, length, caller.uid, caller.gid)
+        finally:
+            os.close(fd)
+
+    def seek(self, fh: int, offset: int, whence: int) -> int:
+        """Where the next hole or the next data begins (SEEK_HOLE, SEEK_DATA). OSError: ENXIO."""
+        fd = self.inodes.open(self.handles.get(fh).ino, os.O_RDONLY)
+        try:
+            return os.lseek(fd, offset, whence)
+        finally:
+            os.close(fd)
+
+    def copy_file_range(
+        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int
+    ) -> int:
+        """``copy_file_range(2)``: by reference where the store can. Takes long. Bytes copied."""
+        source = self.inodes.open(self.handles.get(fh_in).ino, os.O_RDONLY)
+        try:
+            target = self.inodes.open(self.handles.get(fh_out).ino, os.O_WRONLY)
+            try:
+                self._admit(Operation.WRITE, target)
+                return os.copy_file_range(source, target, length, offset_in, offset_out)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    # ---- directories ------------------------------------------------------------------------
+
+    def opendir(self, node: int, caller: Caller) -> Handle:
+        """Open a directory for reading."""
+        handle = self.handles.recall(caller)
+        if handle is not None:
+            return handle
+        fd = self.inodes.open(node, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            ino = self._volume.root_ino if node == ROOT else node
+            return self.handles.add(ino, os.O_DIRECTORY, caller, fd=fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def readdir(self, fh: int, offset: int, size_bytes: int) -> tuple[Handle, list[Entry]]:
+        """Entries from a position on, with attributes; ``handle.position`` is the first to give.
+
+        Whoever hands them out moves ``position`` and ``offset`` along. Positions are the store's
+        own, so that they are unique and stay valid as entries come and go.
+        """
+        handle = self.handles.get(fh)
+        if offset == 0 or offset != handle.offset or handle.position >= len(handle.entries):
+            handle.entries = self._scan(handle, offset, size_bytes)
+            handle.position = 0
+            handle.offset = offset
+        return handle, handle.entries
+
+    def _scan(self, handle: Handle, offset: int, size_bytes: int) -> list[Entry]:
+        fd = self.descriptor(handle)
+        dev = self._volume.dev
+        while entries := self._volume.scan(fd, offset, size_bytes):
+            offset = entries[-1][1]
+            kept = [
+                entry
+                if entry[0] != b".." or handle.ino != self._volume.root_ino
+                else (b"..", entry[1], self._volume.attributes(self.store.root_fd))
+                for entry in entries
+                if entry[0] != RECORDS and (entry[2].dev == dev or entry[0] == b"..")
+            ]
+            if kept:
+                return kept
+        return []
+
+    # ---- extended attributes ----------------------------------------------------------------
+
+    def getxattr(self, node: int, name: bytes) -> bytes:
+        """The value of an extended attribute. OSError: ENODATA."""
+        if is_reserved_xattr(name):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        fd = self.inodes.open(node, os.O_PATH)
+        try:
+            return backing.getxattr(fd, name)
+        finally:
+            os.close(fd)
+
+    def listxattr(self, node: int) -> list[bytes]:
+        """The names of the extended attributes, without our own."""
+        fd = self.inodes.open(node, os.O_PATH)
+        try:
+            return [name for name in backing.listxattr(fd) if not is_reserved_xattr(name)]
+        finally:
+            os.close(fd)
+
+    def setxattr(
+        self, node: int, name: bytes, value: bytes, flags: int, caller: Caller, *, keep_setid: bool
+    ) -> None:
+        """Set an extended attribute or ACL. OSError: EEXIST, ENODATA as ``flags`` say."""
+        with self._changing_xattr(node, name) as fd:
+            self.journal.once(
+                caller,
+                "setxattr",
+                lambda: backing.setxattr(fd, name, value, flags, caller, keep_setid=keep_setid),
+                lambda intent: _has_value(fd, name, value),
+                lambda: None,
+            )
+
+    def removexattr(self, node: int, name: bytes, caller: Caller) -> None:
+        """Remove an extended attribute. OSError: ENODATA."""
+        with self._changing_xattr(node, name) as fd:
+            existed = _value(fd, name) is not None
+            self.journal.once(
+                caller,
+                "removexattr",
+                lambda: backing.removexattr(fd, name),
+                lambda intent: bool(intent.other) and not existed,
+                lambda: None,
+                other=existed,
+            )
+
+    def _changing_xattr(self, node: int, name: bytes) -> _Descriptor:
+        if is_reserved_xattr(name):
+            raise Reserved("extended attributes *.modama.* are kept for modamafs's own records")
+        fd = self.inodes.open(node, os.O_PATH)
+        try:
+            self._admit(Operation.SET_XATTR, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return _Descriptor(fd)
+
+    # ---- flags of an inode ------------------------------------------------------------------
+
+    def inode_flags_fd(self, node: int, *, changing: bool) -> int:
+        """A descriptor for FS_IOC_GETFLAGS and its kin; the caller closes it."""
+        fd = self.inodes.open(node, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if changing:
+                self._admit(Operation.SET_ATTRIBUTES, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+
+class _Descriptor:
+    """A descriptor that is closed at the end of a ``with`` block."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._fd)
+
+
+def is_reserved_xattr(name: bytes) -> bool:
+    """Whether an extended attribute is one of our own (``user.modama.…``, ``trusted.modama.…``)."""
+    return b".modama." in name + b"."
+
+
+def _value(fd: int, name: bytes) -> bytes | None:
+    try:
+        return backing.getxattr(fd, name)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return None
+        raise
+
+
+def _has_value(fd: int, name: bytes, value: bytes) -> bool:
+    return _value(fd, name) == value

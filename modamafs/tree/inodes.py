@@ -1,0 +1,77 @@
+"""Node identity: from the kernel's node id to the inode, by whoever has never seen it before.
+
+A node id is the store's own inode number (the root's is 1), and the store itself resolves it, by
+``open_by_handle_at(2)``. So there is no table to lose with a worker, nothing to forget, and no
+descriptor held for an inode that the kernel merely knows. Only directories are kept open, a bounded
+number of them, since every lookup goes through one; a directory that is removed meanwhile does no
+harm by being held, while a file's bytes would stay on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+
+from modamafs.model import ROOT, Attributes
+from modamafs.store.backing import Store
+
+OPEN_DIRECTORIES = 2048
+
+
+class Inodes:
+    """Resolves node ids. Three verbs: ``directory``, ``open``, ``attributes``."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._volume = store.volume
+        self.root_ino = store.volume.root_ino
+        self._directories: OrderedDict[int, int] = OrderedDict()
+
+    def close(self) -> None:
+        """Close every directory that is held open."""
+        while self._directories:
+            os.close(self._directories.popitem()[1])
+
+    def node(self, attributes: Attributes) -> int:
+        """The node id of an inode of the store."""
+        return ROOT if attributes.ino == self.root_ino else attributes.ino
+
+    def directory(self, node: int) -> int:
+        """A descriptor of a directory, open for reading. It stays ours: don't close or keep it.
+
+        OSError: ESTALE (no such inode any more), ENOTDIR.
+        """
+        if node == ROOT:
+            return self._store.root_fd
+        directories = self._directories
+        fd = directories.get(node)
+        if fd is not None:
+            directories.move_to_end(node)
+            return fd
+        fd = self._volume.open(node, os.O_RDONLY | os.O_DIRECTORY)
+        directories[node] = fd
+        if len(directories) > OPEN_DIRECTORIES:
+            os.close(directories.popitem(last=False)[1])
+        return fd
+
+    def forget(self, node: int) -> None:
+        """A directory was removed: its number may soon be another's."""
+        fd = self._directories.pop(node, None)
+        if fd is not None:
+            os.close(fd)
+
+    def open(self, node: int, flags: int) -> int:
+        """A new descriptor of any inode, also of one without a name; the caller closes it.
+
+        OSError: ESTALE, and whatever opening that file with these flags gives.
+        """
+        return self._volume.open(self.root_ino if node == ROOT else node, flags)
+
+    def attributes(self, node: int) -> Attributes:
+        """The attributes of an inode. OSError: ESTALE."""
+        if node == ROOT:
+            return self._volume.attributes(self._store.root_fd)
+        fd = self._directories.get(node)
+        if fd is not None:
+            return self._volume.attributes(fd)
+        return self._volume.attributes_of(node)

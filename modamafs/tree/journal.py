@@ -1,0 +1,127 @@
+"""The journal of intents: a request that is sent again is carried out once.
+
+When a worker is killed between reading a request and answering it, the kernel sends the request to
+the next worker again. For most that does no harm. Creating, removing and renaming must not be done
+twice, nor fail because they were done before, nor claim what somebody else has done. So each writes
+down what it is about to do (and the inode numbers that it is about to do it to) before, and the
+result after. Of a request that comes again, either the result is known, or the names and inode
+numbers show whether it was done: the kernel holds the parent directory locked for as long as a
+request is unanswered, so nobody else on this mount has been there since.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from modamafs.model import Caller
+from modamafs.tree.state import JOURNAL_OFFSET, JOURNAL_SLOT_BYTES, JOURNAL_SLOTS, State
+
+SLOT = struct.Struct("=Q16siiQQQ")
+CLOCK_REALTIME_COARSE = 5
+"""The clock that file systems take an inode's times from (``linux/time.h``)."""
+
+PENDING, FINISHED = 1, 2
+
+Result = TypeVar("Result")
+
+
+class Intent(NamedTuple):
+    """What an earlier worker wrote down of a request."""
+
+    operation: str
+    finished: bool
+    errno: int
+    time_ns: int
+    """When it was about to begin, by the clock of the file system's own times."""
+    ino: int
+    """The inode that the request was about to act on; 0 for none."""
+    other: int
+    """The inode in the way of the new name; 0 for none."""
+
+
+class Journal:
+    """See the module. Requests are carried out one at a time, so one slot is pending at most."""
+
+    def __init__(self, state: State, failpoint: Path | None = None) -> None:
+        """``failpoint`` names a file for tests: ``OPERATION:before`` or ``OPERATION:after`` in it
+        makes this process kill itself there, once."""
+        self._memory = state.memory
+        self._failpoint = failpoint
+        self._next = 0
+        self._earlier: dict[int, Intent] = {}
+        if not state.fresh:
+            self._load()
+
+    def _load(self) -> None:
+        for slot in range(JOURNAL_SLOTS):
+            at = JOURNAL_OFFSET + slot * JOURNAL_SLOT_BYTES
+            request, operation, status, errno, time_ns, ino, other = SLOT.unpack_from(
+                self._memory, at
+            )
+            if request:
+                self._earlier[request] = Intent(
+                    operation.rstrip(b"\0").decode(), status == FINISHED, errno, time_ns, ino, other
+                )
+                SLOT.pack_into(self._memory, at, 0, b"", 0, 0, 0, 0, 0)
+
+    def recall(self, caller: Caller) -> Intent | None:
+        """What an earlier worker wrote down of the caller's request, if it was sent again."""
+        return self._earlier.get(caller.request) if caller.resent else None
+
+    def once(
+        self,
+        caller: Caller,
+        operation: str,
+        do: Callable[[], Result],
+        was_done: Callable[[Intent], bool],
+        redo: Callable[[], Result],
+        ino: int = 0,
+        other: int = 0,
+    ) -> Result:
+        """``do()`` unless an earlier worker has done it; then ``redo()``, which only answers.
+
+        ``was_done`` decides for an intent without a result. OSError: what ``do`` raises, also when
+        an earlier worker's attempt had raised it.
+        """
+        intent = self.recall(caller)
+        if intent is not None:
+            if intent.finished and intent.errno:
+                raise OSError(intent.errno, os.strerror(intent.errno))
+            if intent.finished or was_done(intent):
+                return redo()
+        at = JOURNAL_OFFSET + self._next * JOURNAL_SLOT_BYTES
+        self._next = (self._next + 1) % JOURNAL_SLOTS
+        tag = operation.encode()
+        now = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+        pack = SLOT.pack_into
+        pack(self._memory, at, caller.request, tag, PENDING, 0, now, ino, other)
+        fail_after = self._failpoint is not None and self._fail(operation)
+        try:
+            result = do()
+        except OSError as error:
+            pack(self._memory, at, caller.request, tag, FINISHED, error.errno, now, ino, other)
+            raise
+        if fail_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        pack(self._memory, at, caller.request, tag, FINISHED, 0, now, ino, other)
+        return result
+
+    def _fail(self, operation: str) -> bool:
+        """Whether to die after the operation; dies here and now if that is asked for."""
+        assert self._failpoint is not None
+        try:
+            wanted, _, point = self._failpoint.read_text().strip().partition(":")
+        except FileNotFoundError:
+            return False
+        if wanted != operation:
+            return False
+        self._failpoint.unlink()
+        if point == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return True

@@ -1,0 +1,128 @@
+"""The process that answers the kernel. It may be killed at any moment; the next one goes on.
+
+Started by the supervisor, as ``docs/design/contracts.md`` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from modamafs.config import MountSpec, load_mount_spec
+from modamafs.control.server import Command, serve
+from modamafs.fuse import channel
+from modamafs.model import Caller
+from modamafs.store import _volume
+from modamafs.store.backing import Store
+from modamafs.tree.core import Tree
+from modamafs.tree.state import State
+
+log = logging.getLogger("modamafs.worker")
+
+EXIT_MOUNT_GONE = 0
+EXIT_PLANNED = 75
+CAP_SYS_RESOURCE = 24
+OVERLAYFS = "overlay"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The worker's whole life. Returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m modamafs.worker")
+    parser.add_argument("--runtime", type=Path, required=True)
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--standby", action="store_true")
+    options = parser.parse_args(arguments)
+
+    spec = load_mount_spec(options.runtime)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=spec.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    channel.load(interpose=spec.channel)
+    importlib.import_module("modamafs.fuse.session")
+    if options.standby and not wait_for_turn():
+        return EXIT_PLANNED
+    return trio.run(serve_mount, spec, options.runtime, options.fd)
+
+
+def wait_for_turn() -> bool:
+    """As a standby: say that everything is loaded, then wait to be told to go."""
+    with open(0, "r+b", buffering=0, closefd=False) as supervisor:
+        supervisor.write(b"r")
+        return supervisor.read(1) == b"g"
+
+
+def give_up_privileges() -> None:
+    """Quotas and reserved blocks count for everybody: without CAP_SYS_RESOURCE they do."""
+    _volume.drop_capability(CAP_SYS_RESOURCE)
+
+
+async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
+    """Serve until the mount is gone or a planned end is asked for."""
+    from modamafs.fuse.operations import Operations
+    from modamafs.fuse.session import Session, backing_files
+
+    give_up_privileges()
+    failpoints = os.environ.get("MODAMAFS_FAILPOINTS") == "1"
+    session = Session(
+        fuse_fd, runtime, passthrough=spec.passthrough, interpose=spec.channel
+    )
+    with Store(Path(spec.store)) as store, session:
+        tree = Tree(
+            store,
+            State(runtime / "state.bin"),
+            backing_files(fuse_fd) if session.wants_passthrough() else None,
+            read_only=spec.read_only,
+            failpoint=runtime / "failpoint" if failpoints else None,
+        )
+        async with trio.open_nursery() as nursery:
+            operations = Operations(
+                tree,
+                nursery,
+                attribute_timeout_s=spec.attribute_timeout_s,
+                entry_timeout_s=spec.entry_timeout_s,
+            )
+            session.attach(operations, stack_depth=1)
+            await nursery.start(serve, runtime / "control.sock", commands(session, tree))
+            await nursery.start(stop_on_sigterm, session)
+            log.info("serving store=%s mountpoint=%s", spec.store, spec.mountpoint)
+            await session.serve()
+            nursery.cancel_scope.cancel()
+        tree.close()
+    return EXIT_PLANNED if session.stopping else EXIT_MOUNT_GONE
+
+
+async def stop_on_sigterm(
+    session: Any, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """A planned end: what is being answered is answered first."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            session.stop()
+
+
+def commands(session: Any, tree: Tree) -> dict[str, Command]:
+    """What the control socket answers."""
+
+    async def status(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
+        return {
+            **session.facts(),
+            "open_handles": len(tree.handles),
+            "sealed_trees": len(tree.seals.sealed_roots()),
+        }
+
+    return {"status": status}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
