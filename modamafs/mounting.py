@@ -205,7 +205,7 @@ def _check_mountpoint(spec: MountSpec) -> None:
     if not stat.S_ISDIR(status.st_mode):
         raise MountRefused(f"the mount point {mountpoint} is not a directory: make one with mkdir")
     _check_nesting(Path(spec.store), mountpoint)
-    if any(os.scandir(mountpoint)):
+    if any(mountpoint.iterdir()):
         raise MountRefused(
             f"the mount point {mountpoint} is not empty, and what is in it would be hidden: "
             "empty it, or choose another"

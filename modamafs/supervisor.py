@@ -36,7 +36,7 @@ from modamafs import mounting
 from modamafs.config import MountSpec, load_mount_spec, read_json, save_mount_spec, write_json
 from modamafs.errors import ConfigurationError, MountRefused
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("modamafs.supervisor")
 
 EXIT_PLANNED = 75
 """EX_TEMPFAIL: the worker ended because it was asked to, the mount goes on."""
@@ -516,7 +516,7 @@ class Supervisor:
             self._on_worker_exit(status)
 
     def _on_worker_exit(self, status: int) -> None:
-        if status == 0:
+        if status == 0 or _is_dead(self._fuse_fd):
             if self._is_mounted():
                 self._give_up("the kernel ended the connection, and the mount is still there")
             else:

@@ -121,7 +121,16 @@ def commands(session: Any, tree: Tree) -> dict[str, Command]:
             "sealed_trees": len(tree.seals.sealed_roots()),
         }
 
-    return {"status": status}
+    async def seal(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
+        path = os.fsencode(str(arguments["path"]))
+        return await trio.to_thread.run_sync(tree.seal, path, peer)
+
+    async def unseal(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
+        path = os.fsencode(str(arguments["path"]))
+        reason = str(arguments["reason"])
+        return await trio.to_thread.run_sync(tree.unseal, path, peer, reason)
+
+    return {"status": status, "seal": seal, "unseal": unseal}
 
 
 if __name__ == "__main__":

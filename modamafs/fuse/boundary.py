@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 from pyfuse3 import FUSEError
 
 from modamafs.errors import ModamaError
 
 log = logging.getLogger("modamafs.fuse")
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
@@ -34,14 +35,16 @@ def errno_of(error: Exception, operation: str) -> int:
     return number
 
 
-def handler(function: Callable[..., Result]) -> Callable[..., Awaitable[Result]]:
+def handler(
+    function: Callable[Parameters, Result],
+) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
     """Make a pyfuse3 handler of a plain function."""
     name = function.__name__
 
     @functools.wraps(function)
-    async def handle(*arguments: Any) -> Result:
+    async def handle(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
         try:
-            return function(*arguments)
+            return function(*arguments, **keywords)
         except FUSEError:
             raise
         except Exception as error:
@@ -50,14 +53,16 @@ def handler(function: Callable[..., Result]) -> Callable[..., Awaitable[Result]]
     return handle
 
 
-def slow_handler(function: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Result]]:
+def slow_handler(
+    function: Callable[Parameters, Coroutine[Any, Any, Result]],
+) -> Callable[Parameters, Coroutine[Any, Any, Result]]:
     """Make a pyfuse3 handler of a coroutine function: one that may wait for a thread."""
     name = function.__name__
 
     @functools.wraps(function)
-    async def handle(*arguments: Any) -> Result:
+    async def handle(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
         try:
-            return await function(*arguments)
+            return await function(*arguments, **keywords)
         except FUSEError:
             raise
         except Exception as error:

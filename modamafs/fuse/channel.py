@@ -141,7 +141,7 @@ class _Nursery:
         self._nursery = await self._manager.__aenter__()
         return self
 
-    async def __aexit__(self, *exception: Any) -> bool:
+    async def __aexit__(self, *exception: Any) -> bool | None:
         return await self._manager.__aexit__(*exception)
 
     def start_soon(self, function: Callable[..., Any], *arguments: Any, name: object) -> None:

@@ -60,7 +60,7 @@ def caller_of(ctx: RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask, *_channel.current())
 
 
-class Operations(pyfuse3.Operations):  # type: ignore[misc]
+class Operations(pyfuse3.Operations):
     """The file system as pyfuse3 wants it."""
 
     supports_dot_lookup = True
@@ -268,7 +268,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
     fsyncdir = fsync
 
     @slow_handler
-    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+    async def read(self, fh: int, off: int, size: int) -> bytes:
         fd = self.tree.descriptor(self.tree.handles.get(fh))
         buffer = bytearray(size)
         try:
@@ -279,7 +279,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
             got = 0
         if got < size:  # the end of the file, or not all of it in memory
             return await self._in_thread(os.pread, fd, size, off)
-        return memoryview(buffer)[:got]
+        return bytes(buffer)
 
     @slow_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -345,11 +345,13 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]
                 _channel.reply(req, 0, quick[opcode](ino, caller, *arguments))
             else:
                 slow = {43: self._fallocate, 47: self._copy_file_range}[opcode]
-                self._nursery.start_soon(self._answer_later, req, slow, caller, *arguments)
+                answer: Callable[..., Any] = self._answer_later
+                self._nursery.start_soon(answer, req, slow, caller, *arguments)
         except Exception as error:
             _channel.reply(req, errno_of(error, f"opcode {opcode}"), b"")
 
-    async def _answer_later(self, req: int, slow: Callable[..., bytes], *arguments: Any) -> None:
+    async def _answer_later(self, req: int, slow: Callable[..., bytes], *arguments: Any
+    ) -> None:
         try:
             payload = await trio.to_thread.run_sync(slow, *arguments, limiter=self._threads)
         except Exception as error:

@@ -13,12 +13,12 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from modamafs.errors import NotOnThisVolume, Reserved, StaleHandle
 from modamafs.model import RECORDS, ROOT, Attributes, Caller, Operation
 from modamafs.policy.decide import decide
-from modamafs.store import backing
+from modamafs.store import backing, seals
 from modamafs.store.backing import Store
 from modamafs.store.seals import Seals
 from modamafs.tree.handles import Entry, Handle, Handles
@@ -190,6 +190,18 @@ class Tree:
         finally:
             os.close(fd)
 
+    # ---- seals ------------------------------------------------------------------------------
+
+    def seal(self, relative: bytes, caller: Caller) -> dict[str, Any]:
+        """Seal a directory, given by its path in the store. Takes long; see ``store.seals.seal``."""
+        decide(Operation.SET_ATTRIBUTES, sealed=False, read_only=self.read_only)
+        return seals.seal(self.store, relative, caller)
+
+    def unseal(self, relative: bytes, caller: Caller, reason: str) -> dict[str, Any]:
+        """Open a sealed directory again; see ``store.seals.unseal``."""
+        decide(Operation.SET_ATTRIBUTES, sealed=False, read_only=self.read_only)
+        return seals.unseal(self.store, relative, caller, reason)
+
     # ---- entries ----------------------------------------------------------------------------
 
     def _entry(self, dir_fd: int, name: bytes) -> Attributes:
@@ -273,14 +285,14 @@ class Tree:
         A large file's last name goes at once and its blocks later: the descriptor that is returned
         keeps them, and closing it (in a thread, it may take long) frees them.
         """
-        return self._remove(parent, name, caller, "unlink", 0)
+        return self._remove(parent, name, caller, "unlink", directory=False)
 
     def rmdir(self, parent: int, name: bytes, caller: Caller) -> None:
         """Remove an empty directory."""
-        self._remove(parent, name, caller, "rmdir", os.AT_REMOVEDIR if hasattr(os, "AT_REMOVEDIR") else 0x200)
+        self._remove(parent, name, caller, "rmdir", directory=True)
 
     def _remove(
-        self, parent: int, name: bytes, caller: Caller, operation: str, directory: int
+        self, parent: int, name: bytes, caller: Caller, operation: str, *, directory: bool
     ) -> int | None:
         fd = self._enter(parent, name, Operation.REMOVE)
         victim = self._volume.lookup(fd, name)
@@ -386,7 +398,7 @@ class Tree:
         handle = self.handles.recall(caller)
         if handle is not None:
             return handle, self.inodes.attributes(handle.ino)
-        open_flags = flags & (os.O_ACCMODE | os.O_APPEND)
+        open_flags = self._access(flags)
         if unnamed:
             fd = backing.create_unnamed(
                 dir_fd, open_flags | os.O_TMPFILE | (flags & os.O_EXCL), mode, caller
@@ -411,14 +423,19 @@ class Tree:
             raise StaleHandle(f"{os.fsdecode(name)} has appeared meanwhile") from None
         return self._opened(fd, flags, caller)
 
+    def _access(self, flags: int) -> int:
+        """The flags to open a file on the store with, for a client's flags."""
+        if self._backing_files is not None:
+            return flags & (os.O_ACCMODE | os.O_APPEND)
+        # The kernel says where to append, and reads the rest of a page that it writes.
+        return os.O_RDONLY if flags & os.O_ACCMODE == os.O_RDONLY else os.O_RDWR
+
     def open(self, node: int, flags: int, caller: Caller) -> Handle:
         """Open a file. May take long with O_TRUNC on a large one."""
         handle = self.handles.recall(caller)
         if handle is not None:
             return handle
-        access = flags & (os.O_ACCMODE | os.O_APPEND)
-        if self._backing_files is None and access & os.O_ACCMODE == os.O_WRONLY:
-            access += os.O_RDWR - os.O_WRONLY  # the kernel reads the rest of a page it writes
+        access = self._access(flags)
         fd = self.inodes.open(node, access | os.O_NONBLOCK)
         try:
             if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:

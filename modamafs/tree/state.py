@@ -37,6 +37,11 @@ class State:
             self.memory = mmap.mmap(fd, SIZE_BYTES)
         finally:
             os.close(fd)
+        magic: bytes
+        self._used: int
+        self._serial: int
+        self._registering: int
+        self._last_id: int
         magic, self._used, self._serial, self._registering, self._last_id = HEADER.unpack_from(
             self.memory
         )

@@ -1,0 +1,93 @@
+"""Records: JSON files on the store that are written whole or not at all.
+
+A record is written beside its name, synced, renamed over it, and the directory synced: whoever reads
+it, after a crash too, finds the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+NEW = b".new"
+
+
+def write_record(dir_fd: int, name: bytes, record: Mapping[str, Any] | bytes) -> None:
+    """Write a record (or plain bytes) durably. OSError: ENOSPC, EROFS, EDQUOT; then nothing changed."""
+    data = (
+        record
+        if isinstance(record, bytes)
+        else json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n"
+    )
+    temporary = name + NEW
+    fd = os.open(
+        temporary,
+        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+        0o644,
+        dir_fd=dir_fd,
+    )
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(fd)
+        os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+    except BaseException:
+        os.unlink(temporary, dir_fd=dir_fd)
+        raise
+    os.fsync(dir_fd)
+
+
+def read_record(dir_fd: int, name: bytes) -> dict[str, Any] | None:
+    """A record; None where there is none. ValueError: it is no JSON object."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        record = json.load(file)
+    if not isinstance(record, dict):
+        raise ValueError(f"{os.fsdecode(name)} is no JSON object")
+    return record
+
+
+def append_line(dir_fd: int, name: bytes, record: Mapping[str, Any]) -> None:
+    """Append one JSON line durably; what is there already is never touched."""
+    fd = os.open(
+        name,
+        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
+        0o644,
+        dir_fd=dir_fd,
+    )
+    try:
+        os.write(fd, json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.fsync(dir_fd)
+
+
+def remove_record(dir_fd: int, name: bytes) -> None:
+    """Remove a record durably; one that is not there is no error."""
+    try:
+        os.unlink(name, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return
+    os.fsync(dir_fd)
+
+
+def open_records(dir_fd: int, *names: bytes) -> int:
+    """A descriptor of a directory for records below ``dir_fd``, made where it is missing."""
+    fd = os.dup(dir_fd)
+    for name in names:
+        try:
+            os.mkdir(name, 0o755, dir_fd=fd)
+            os.fsync(fd)
+        except FileExistsError:
+            pass
+        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    return fd
