@@ -49,5 +49,25 @@ docs: $(STAMP) ## the HTML documentation and the man page, in build/
 	$(BIN)/sphinx-build -q -W -b html docs build/html
 	$(BIN)/sphinx-build -q -W -b man docs build/man
 
+LIB := $(PREFIX)/lib/modamafs
+PLACE = sed 's|@MODAMAFS@|$(PREFIX)/bin/modamafs|' share/$(1) >$(DESTDIR)$(2) && chmod $(3) $(DESTDIR)$(2)
+
+install: $(VENV)/.apt ## modamafs in $(PREFIX), for mount(8), fstab and systemd (needs root)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/sbin $(DESTDIR)/etc/modamafs $(DESTDIR)/lib/systemd/system
+	$(PYTHON) -m venv --clear $(DESTDIR)$(LIB)
+	$(DESTDIR)$(LIB)/bin/pip install --quiet --disable-pip-version-check .
+	sed -i '1s|^#!$(DESTDIR)$(LIB)|#!$(LIB)|' $(DESTDIR)$(LIB)/bin/modamafs
+	ln -sfn $(LIB)/bin/modamafs $(DESTDIR)$(PREFIX)/bin/modamafs
+	$(call PLACE,sbin/mount.modamafs,/sbin/mount.modamafs,755)
+	$(call PLACE,sbin/umount.modamafs,/sbin/umount.modamafs,755)
+	ln -sfn mount.modamafs $(DESTDIR)/sbin/mount.fuse.modamafs
+	ln -sfn umount.modamafs $(DESTDIR)/sbin/umount.fuse.modamafs
+	$(call PLACE,systemd/modamafs@.service,/lib/systemd/system/modamafs@.service,644)
+
+uninstall: ## take away what install placed; /etc/modamafs, stores and mounts stay
+	rm -rf $(DESTDIR)$(LIB)
+	rm -f $(DESTDIR)$(PREFIX)/bin/modamafs $(DESTDIR)/lib/systemd/system/modamafs@.service \
+	  $(addprefix $(DESTDIR)/sbin/,mount.modamafs umount.modamafs mount.fuse.modamafs umount.fuse.modamafs)
+
 clean:
 	rm -rf build *.egg-info $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

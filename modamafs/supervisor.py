@@ -50,7 +50,9 @@ STANDBY_DELAY_S = 0.25
 """The next standby leaves the processor to the worker that has just started."""
 STANDBY_RETRY_S = 10.0
 STABLE_S = 0.5
-"""A worker that lived this long is replaced at once; after shorter lives comes a pause."""
+"""A worker that lived shorter than this had a short life."""
+SHORT_LIVES_LIMIT = 10
+"""Up to so many short lives in a row, the next worker is started at once; then come pauses."""
 LONGEST_PAUSE_S = 2.0
 DEATHS_LIMIT = 20
 DEATHS_WINDOW_S = 60.0
@@ -463,8 +465,7 @@ class Supervisor:
         except OSError:  # it has just died as well
             standby.process.kill()
             return False
-        self._close_channel(standby)
-        return True
+        return True  # the channel stays: what it still says must not fail
 
     def _start_standby(self) -> None:
         if self._standby or self._detached or self._state.state == "stopping":
@@ -485,7 +486,7 @@ class Supervisor:
         except OSError:
             warm = False
         if not warm:
-            self._close_channel(standby)  # it ends; its exit is what counts
+            self._close_channel(standby)
         elif self._planned and standby is self._standby:
             self._drop_timers("warm")
             self._end_worker()
@@ -544,12 +545,12 @@ class Supervisor:
             return
         lived_s = now - self._worker_since
         self._short_lives = self._short_lives + 1 if lived_s < STABLE_S else 0
-        if self._short_lives < 2:
+        if self._short_lives <= SHORT_LIVES_LIMIT:
             self._start_worker()
             return
         self._state.state = "restarting"
         self._record()
-        pause_s = min(LONGEST_PAUSE_S, 0.0125 * 2**self._short_lives)
+        pause_s = min(LONGEST_PAUSE_S, 0.05 * 2 ** (self._short_lives - SHORT_LIVES_LIMIT))
         self._set_timer("pause", pause_s, self._start_worker)
 
     def _on_standby_failed(self, how: str) -> None:

@@ -22,6 +22,12 @@
  *   SETXATTR     { u32 size, u32 flags, u32 setxattr_flags, u32 padding } name \0 value
  *                (libfuse 3.14 knows it without the last two words)
  *   open reply   { u64 fh, u32 open_flags, s32 backing_id }
+ *   entry reply  { u64 nodeid, u64 generation, u64 entry_valid, u64 attr_valid,
+ *                  u32 entry_valid_nsec, u32 attr_valid_nsec, attributes }        128 bytes
+ *   attributes   { u64 ino, u64 size, u64 blocks, u64 atime, u64 mtime, u64 ctime, u32 atimensec,
+ *                  u32 mtimensec, u32 ctimensec, u32 mode, u32 nlink, u32 uid, u32 gid, u32 rdev,
+ *                  u32 blksize, u32 flags }
+ *   READDIRPLUS  entry reply, { u64 ino, u64 off, u32 namelen, u32 type } name, padded to 8 bytes
  *   RESEND       reply with error 7 and unique 0; what is resent has bit 63 of unique set
  *
  * No policy lives here. Nothing that read and writev do touches Python: they are also called by
@@ -49,6 +55,7 @@ enum opcode {
     OP_CREATE = 35,
     OP_IOCTL = 39,
     OP_FALLOCATE = 43,
+    OP_READDIRPLUS = 44,
     OP_LSEEK = 46,
     OP_COPY_FILE_RANGE = 47,
     OP_TMPFILE = 51,
@@ -64,7 +71,6 @@ enum opcode {
 #define OPEN_DIRECT_IO (1u << 0)
 #define OPEN_KEEP_CACHE (1u << 1)
 #define OPEN_NONSEEKABLE (1u << 2)
-#define ENTRY_OUT_SIZE 128
 
 struct request {
     uint32_t len, opcode;
@@ -96,6 +102,19 @@ struct open_out {
     uint64_t fh;
     uint32_t open_flags;
     int32_t backing_id;
+};
+
+struct entry_out {
+    uint64_t nodeid, generation, entry_valid, attr_valid;
+    uint32_t entry_valid_nsec, attr_valid_nsec;
+    uint64_t ino, size, blocks, atime, mtime, ctime;
+    uint32_t atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize, flags;
+};
+
+struct direntplus {
+    struct entry_out entry;
+    uint64_t ino, off;
+    uint32_t namelen, type;
 };
 
 struct setxattr_in {
@@ -307,27 +326,24 @@ EXPORT int fuse_reply_create(fuse_req_t req, const struct fuse_entry_param *e,
                              const struct fuse_file_info *fi)
 {
     struct {
-        uint64_t nodeid, generation, entry_valid, attr_valid;
-        uint32_t entry_valid_nsec, attr_valid_nsec;
-        uint64_t ino, size, blocks, atime, mtime, ctime;
-        uint32_t atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize, flags;
+        struct entry_out entry;
         struct open_out open;
-    } out = {.nodeid = e->ino, .generation = e->generation, .ino = e->attr.st_ino};
+    } out = {.entry = {.nodeid = e->ino, .generation = e->generation, .ino = e->attr.st_ino}};
 
-    _Static_assert(sizeof out == ENTRY_OUT_SIZE + sizeof(struct open_out), "fuse_entry_out");
-    put_timeout(e->entry_timeout, &out.entry_valid, &out.entry_valid_nsec);
-    put_timeout(e->attr_timeout, &out.attr_valid, &out.attr_valid_nsec);
-    out.size = (uint64_t)e->attr.st_size;
-    out.blocks = (uint64_t)e->attr.st_blocks;
-    put_time(e->attr.st_atim, &out.atime, &out.atimensec);
-    put_time(e->attr.st_mtim, &out.mtime, &out.mtimensec);
-    put_time(e->attr.st_ctim, &out.ctime, &out.ctimensec);
-    out.mode = e->attr.st_mode;
-    out.nlink = (uint32_t)e->attr.st_nlink;
-    out.uid = e->attr.st_uid;
-    out.gid = e->attr.st_gid;
-    out.rdev = (uint32_t)e->attr.st_rdev;
-    out.blksize = (uint32_t)e->attr.st_blksize;
+    struct entry_out *entry = &out.entry;
+    put_timeout(e->entry_timeout, &entry->entry_valid, &entry->entry_valid_nsec);
+    put_timeout(e->attr_timeout, &entry->attr_valid, &entry->attr_valid_nsec);
+    entry->size = (uint64_t)e->attr.st_size;
+    entry->blocks = (uint64_t)e->attr.st_blocks;
+    put_time(e->attr.st_atim, &entry->atime, &entry->atimensec);
+    put_time(e->attr.st_mtim, &entry->mtime, &entry->mtimensec);
+    put_time(e->attr.st_ctim, &entry->ctime, &entry->ctimensec);
+    entry->mode = e->attr.st_mode;
+    entry->nlink = (uint32_t)e->attr.st_nlink;
+    entry->uid = e->attr.st_uid;
+    entry->gid = e->attr.st_gid;
+    entry->rdev = (uint32_t)e->attr.st_rdev;
+    entry->blksize = (uint32_t)e->attr.st_blksize;
     out.open.fh = fi->fh;
     out.open.open_flags = open_flags(fi, &out.open.backing_id);
     return fuse_reply_buf(req, (const char *)&out, sizeof out);
@@ -404,6 +420,14 @@ static void on_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t offset_i
                             (long long)offset_out, (Py_ssize_t)length, flags));
 }
 
+static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t offset,
+                           struct fuse_file_info *fi)
+{
+    hand_over(req, OP_READDIRPLUS, ino,
+              Py_BuildValue("(KLn)", (unsigned long long)fi->fh, (long long)offset,
+                            (Py_ssize_t)size));
+}
+
 EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
                                              const struct fuse_lowlevel_ops *op, size_t op_size,
                                              void *userdata)
@@ -424,6 +448,7 @@ EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
     filled.fallocate = on_fallocate;
     filled.lseek = on_lseek;
     filled.copy_file_range = on_copy_file_range;
+    filled.readdirplus = on_readdirplus;
     return real(args, &filled, sizeof filled, userdata);
 }
 
@@ -593,6 +618,99 @@ static PyObject *py_reply(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(pack_entries_doc,
+"pack_entries(entries, start, size, dev, entry_timeout_s, attribute_timeout_s, changing,\n"
+"             changing_timeout_s) -> tuple[bytes, int]\n\n"
+"The body of a READDIRPLUS reply: as many of entries[start:], each (name, offset, Attributes), as fit\n"
+"into `size` bytes, and how many those are. Entries on another device than `dev` are named only.\n"
+"`changing` holds the inode numbers whose attributes are not to be believed for long.");
+
+static uint64_t number(PyObject *attributes, int field)
+{
+    return PyLong_AsUnsignedLongLongMask(PyTuple_GET_ITEM(attributes, field));
+}
+
+static void put_nanoseconds(PyObject *attributes, int field, uint64_t *seconds, uint32_t *nanoseconds)
+{
+    int64_t ns = (int64_t)number(attributes, field);
+    int64_t rest = ns % 1000000000;
+
+    if (rest < 0) /* before 1970 */
+        rest += 1000000000;
+    *seconds = (uint64_t)((ns - rest) / 1000000000);
+    *nanoseconds = (uint32_t)rest;
+}
+
+/* The fields of modamafs.model.Attributes, in their order. */
+static void put_entry(struct entry_out *to, PyObject *attributes)
+{
+    to->ino = number(attributes, 0);
+    to->generation = number(attributes, 1);
+    to->mode = (uint32_t)number(attributes, 2);
+    to->nlink = (uint32_t)number(attributes, 3);
+    to->uid = (uint32_t)number(attributes, 4);
+    to->gid = (uint32_t)number(attributes, 5);
+    to->rdev = (uint32_t)number(attributes, 6);
+    to->size = number(attributes, 7);
+    to->blocks = number(attributes, 8);
+    to->blksize = (uint32_t)number(attributes, 9);
+    put_nanoseconds(attributes, 10, &to->atime, &to->atimensec);
+    put_nanoseconds(attributes, 11, &to->mtime, &to->mtimensec);
+    put_nanoseconds(attributes, 12, &to->ctime, &to->ctimensec);
+}
+
+static PyObject *py_pack_entries(PyObject *self, PyObject *args)
+{
+    PyObject *entries, *changing;
+    Py_ssize_t start, size, at = 0, index;
+    unsigned long long dev;
+    double entry_s, attribute_s, changing_s;
+    (void)self;
+
+    if (!PyArg_ParseTuple(args, "O!nnKddO!d", &PyList_Type, &entries, &start, &size, &dev, &entry_s,
+                          &attribute_s, &PySet_Type, &changing, &changing_s))
+        return NULL;
+    PyObject *packed = PyBytes_FromStringAndSize(NULL, size);
+    if (!packed)
+        return NULL;
+    for (index = start; index < PyList_GET_SIZE(entries); index++) {
+        PyObject *name, *attributes;
+        long long offset;
+        struct direntplus entry = {0};
+
+        if (!PyArg_ParseTuple(PyList_GET_ITEM(entries, index), "SLO!", &name, &offset, &PyTuple_Type,
+                              &attributes)) {
+            Py_DECREF(packed);
+            return NULL;
+        }
+        Py_ssize_t length = PyBytes_GET_SIZE(name), end = at + (Py_ssize_t)sizeof entry + length;
+        Py_ssize_t padded = (end + 7) & ~(Py_ssize_t)7;
+        if (padded > size)
+            break;
+        entry.ino = number(attributes, 0);
+        entry.off = (uint64_t)offset;
+        entry.namelen = (uint32_t)length;
+        entry.type = ((uint32_t)number(attributes, 2) & 0170000) >> 12;
+        if (number(attributes, 15) == dev) {
+            int changes = PySet_GET_SIZE(changing)
+                ? PySet_Contains(changing, PyTuple_GET_ITEM(attributes, 0)) : 0;
+            put_entry(&entry.entry, attributes);
+            entry.entry.nodeid = entry.ino;
+            put_timeout(entry_s, &entry.entry.entry_valid, &entry.entry.entry_valid_nsec);
+            put_timeout(changes ? changing_s : attribute_s, &entry.entry.attr_valid,
+                        &entry.entry.attr_valid_nsec);
+        }
+        char *to = PyBytes_AS_STRING(packed) + at;
+        memcpy(to, &entry, sizeof entry);
+        memcpy(to + sizeof entry, PyBytes_AS_STRING(name), (size_t)length);
+        memset(to + sizeof entry + length, 0, (size_t)(padded - end));
+        at = padded;
+    }
+    if (_PyBytes_Resize(&packed, at))
+        return NULL;
+    return Py_BuildValue("(Nn)", packed, index - start);
+}
+
 PyDoc_STRVAR(seen_doc, "seen() -> list[int]\n\nHow many requests were read, by opcode.");
 
 static PyObject *py_seen(PyObject *self, PyObject *unused)
@@ -619,6 +737,7 @@ static PyMethodDef module_methods[] = {
     {"ready", py_ready, METH_O, ready_doc},
     {"set_open", py_set_open, METH_VARARGS, set_open_doc},
     {"reply", py_reply, METH_VARARGS, reply_doc},
+    {"pack_entries", py_pack_entries, METH_VARARGS, pack_entries_doc},
     {"seen", py_seen, METH_NOARGS, seen_doc},
     {0},
 };
@@ -635,5 +754,7 @@ PyMODINIT_FUNC PyInit__channel(void)
 {
     _Static_assert(sizeof(struct request) == 40, "fuse_in_header");
     _Static_assert(sizeof(struct init_out) == 64, "fuse_init_out");
+    _Static_assert(sizeof(struct entry_out) == 128, "fuse_entry_out");
+    _Static_assert(sizeof(struct direntplus) == 152, "fuse_direntplus");
     return PyModule_Create(&module);
 }

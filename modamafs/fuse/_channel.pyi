@@ -1,5 +1,7 @@
 from collections.abc import Callable
 
+from modamafs.model import Attributes
+
 def attach(
     fd: int, init_fd: int, wanted: int, stack_depth: int, handler: Callable[..., None], /
 ) -> bool: ...
@@ -11,3 +13,14 @@ def ready(spin_us: int, /) -> bool: ...
 def set_open(fh: int, open_flags: int, backing_id: int, /) -> None: ...
 def reply(req: int, error: int, payload: bytes, /) -> None: ...
 def seen() -> list[int]: ...
+def pack_entries(
+    entries: list[tuple[bytes, int, Attributes]],
+    start: int,
+    size: int,
+    dev: int,
+    entry_timeout_s: float,
+    attribute_timeout_s: float,
+    changing: set[int],
+    changing_timeout_s: float,
+    /,
+) -> tuple[bytes, int]: ...

@@ -11,6 +11,8 @@ import fcntl
 import os
 import stat
 import struct
+import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -37,6 +39,11 @@ Result = TypeVar("Result")
 
 INLINE_WRITE_BYTES = 64 << 10
 """Up to this size a write without passthrough is done at once; a larger one in a thread."""
+
+SCAN_BYTES = 8192
+"""How much of a directory is read at a time: about what one reply to the kernel holds."""
+
+LISTED_DIRECTORIES = 4096
 
 OPEN_FOR_WRITING_TIMEOUT_S = 1.0
 """How long the kernel may believe the attributes of a file that is open for writing."""
@@ -82,6 +89,8 @@ class Operations(pyfuse3.Operations):
         self._entry_timeout_s = entry_timeout_s
         self._threads = trio.CapacityLimiter(16)
         self._scheduler = scheduler(pyfuse3)
+        self._changing = tree.handles.writing
+        self._listed: OrderedDict[int, float] = OrderedDict()
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run what may take long elsewhere, and serve others meanwhile."""
@@ -105,7 +114,7 @@ class Operations(pyfuse3.Operations):
         ) = found  # fmt: skip
         entry.attr_timeout = self._attribute_timeout_s
         entry.entry_timeout = self._entry_timeout_s
-        if self.tree.is_open_for_writing(found):
+        if found.ino in self._changing:
             entry.attr_timeout = min(self._attribute_timeout_s, OPEN_FOR_WRITING_TIMEOUT_S)
         return entry
 
@@ -295,17 +304,53 @@ class Operations(pyfuse3.Operations):
     def opendir(self, inode: int, ctx: RequestContext) -> int:
         handle = self.tree.opendir(inode, caller_of(ctx))
         if self._scheduler is not None:
-            _channel.set_open(handle.fh, FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE, 0)
+            flags = FOPEN_CACHE_DIR
+            if self._was_just_listed(inode):
+                flags |= FOPEN_KEEP_CACHE
+            _channel.set_open(handle.fh, flags, 0)
         return handle.fh
+
+    def _was_just_listed(self, inode: int) -> bool:
+        """Whether the kernel still believes the entries of the last listing.
+
+        If it does, the names may come from its cache; if not, listing anew brings the attributes of
+        all entries along, which is cheaper than asking for one after the other.
+        """
+        now = time.monotonic()
+        if self._listed.get(inode, 0.0) > now:
+            return True
+        self._listed[inode] = now + self._entry_timeout_s
+        self._listed.move_to_end(inode)
+        if len(self._listed) > LISTED_DIRECTORIES:
+            self._listed.popitem(last=False)
+        return False
 
     @handler
     def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        handle, entries = self.tree.readdir(fh, start_id, 4096)
+        """Only without interposition; see ``_readdirplus``."""
+        handle, entries = self.tree.readdir(fh, start_id, SCAN_BYTES)
         for name, offset, found in entries[handle.position :]:
             if not pyfuse3.readdir_reply(token, name, self._attributes(found), offset):
                 break
             handle.position += 1
             handle.offset = offset
+
+    def _readdirplus(self, ino: int, caller: Caller, fh: int, offset: int, size: int) -> bytes:
+        handle, entries = self.tree.readdir(fh, offset, SCAN_BYTES)
+        packed, count = _channel.pack_entries(
+            entries,
+            handle.position,
+            size,
+            self.tree.store.volume.dev,
+            self._entry_timeout_s,
+            self._attribute_timeout_s,
+            self._changing,
+            min(self._attribute_timeout_s, OPEN_FOR_WRITING_TIMEOUT_S),
+        )
+        if count:
+            handle.position += count
+            handle.offset = entries[handle.position - 1][1]
+        return packed
 
     releasedir = release
 
@@ -338,6 +383,7 @@ class Operations(pyfuse3.Operations):
         quick: dict[int, Callable[..., bytes]] = {
             21: self._setxattr,
             39: self._ioctl,
+            44: self._readdirplus,
             46: self._lseek,
         }
         try:

@@ -87,11 +87,6 @@ class Tree:
         """The node id that goes with attributes."""
         return self.inodes.node(attributes)
 
-    def is_open_for_writing(self, attributes: Attributes) -> bool:
-        """Whether anybody on this mount has the file open for writing: its size may change soon."""
-        inode = self.handles.inode(attributes.ino)
-        return inode is not None and inode.writers > 0
-
     def lookup(self, parent: int, name: bytes) -> Attributes | None:
         """The attributes of an entry; None for no such entry.
 
@@ -578,7 +573,6 @@ class Tree:
 
     def _scan(self, handle: Handle, offset: int, size_bytes: int) -> list[Entry]:
         fd = self.descriptor(handle)
-        dev = self._volume.dev
         while entries := self._volume.scan(fd, offset, size_bytes):
             offset = entries[-1][1]
             kept = [
@@ -586,7 +580,7 @@ class Tree:
                 if entry[0] != b".." or handle.ino != self._volume.root_ino
                 else (b"..", entry[1], self._volume.attributes(self.store.root_fd))
                 for entry in entries
-                if entry[0] != RECORDS and (entry[2].dev == dev or entry[0] == b"..")
+                if entry[0] != RECORDS
             ]
             if kept:
                 return kept

@@ -69,6 +69,8 @@ class Handles:
         self._free: list[int] = []
         self._earlier: dict[int, Handle] = {}
         self._inodes: dict[int, OpenInode] = {}
+        self.writing: set[int] = set()
+        """The inodes that are open for writing: their attributes may change at any moment."""
         for slot in range(state.used_slots):
             fh, ino, request, flags, backing_id, uid, gid = HANDLE.unpack_from(
                 state.memory, HANDLES_OFFSET + slot * HANDLE.size
@@ -84,7 +86,9 @@ class Handles:
         self._by_fh[handle.fh] = handle
         inode = self._inodes.setdefault(handle.ino, OpenInode())
         inode.handles += 1
-        inode.writers += handle.writable
+        if handle.writable:
+            inode.writers += 1
+            self.writing.add(handle.ino)
         inode.backing_id = inode.backing_id or handle.backing_id
 
     def __len__(self) -> int:
@@ -150,7 +154,10 @@ class Handles:
         self._free.append(slot)
         inode = self._inodes[handle.ino]
         inode.handles -= 1
-        inode.writers -= handle.writable
+        if handle.writable:
+            inode.writers -= 1
+            if not inode.writers:
+                self.writing.discard(handle.ino)
         if inode.handles:
             return handle, 0
         del self._inodes[handle.ino]

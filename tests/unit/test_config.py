@@ -1,0 +1,176 @@
+"""Configuration files, mount options and runtime directories."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from modamafs import config
+from modamafs.config import Config, MountSpec, mount_spec, parse_config
+from modamafs.errors import ConfigurationError
+
+FILE = Path("/store/.modama/config.toml")
+
+
+def test_no_file_is_an_empty_file(tmp_path: Path) -> None:
+    assert config.load_config(tmp_path) == Config()
+    assert config.load_config(tmp_path / "missing") == Config()
+
+
+def test_a_store_that_is_a_file_has_no_configuration(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert config.load_config(tmp_path / "file") == Config()
+
+
+def test_the_default_file_says_what_holds_without_it() -> None:
+    text = config.DEFAULT_FILE
+    assert parse_config(text.encode(), FILE) == Config()
+    settings = [line[2:] for line in text.splitlines() if line.startswith("# ") and " = " in line]
+    sections = text.replace("# ", "").split("[stewards]")[0]
+    shown = {setting.split(" = ")[0] for setting in settings}
+    assert shown == {*config.MountSection.__struct_fields__, "group"}
+    values = [s for s in settings if s.split(" = ")[0] in config.MountSection.__struct_fields__]
+    written = "\n".join(["[mount]", *values]).encode()
+    assert parse_config(written, FILE) == Config(), sections
+
+
+def test_settings_are_read() -> None:
+    text = b'[mount]\nlog_level = "debug"\nentry_timeout_s = 5\n[stewards]\ngroup = "curators"\n'
+    read = parse_config(text, FILE)
+    assert read.mount.log_level == "debug"
+    assert read.mount.entry_timeout_s == 5.0
+    assert read.mount.attribute_timeout_s == 1.0
+    assert read.stewards.group == "curators"
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "why"),
+    [
+        ("[mount]\nguard = 1\n", "line 2, key mount.guard", "Expected `bool`"),
+        ("\n[mount]\n\nnonsense = 1\n", "line 4, key mount.nonsense", "no such key"),
+        ("[mount]\n[mounts]\nguard = true\n", "line 2, key mounts", "no such section"),
+        ("mount = 1\n", "line 1, key mount", "is a section"),
+        ("[mount]\nlog_level = 'loud'\n", "line 2, key mount.log_level", "debug, info"),
+        ("# x\nmount.entry_timeout_s = -1\n", "line 2, key mount.entry_timeout_s", ">= 0"),
+        ("[mount]\nentry_timeout_s = nan\n", "line 2, key mount.entry_timeout_s", ">= 0"),
+        ("#\nmount = {guard = 'x'}\n", "line 2, key mount.guard", "Expected `bool`"),
+        ("[mount]\nruntime_dir = 'run'\n", "line 2, key mount.runtime_dir", "regex '^/'"),
+        ("[mount]\nguard = true\nguard = true\n", "line 3:", "not valid TOML"),
+        ("[mount]\n\nguard true\n", "line 3:", "not valid TOML"),
+        ("[mount]\nguard", "line 2:", "not valid TOML"),
+    ],
+)
+def test_errors_name_file_line_and_key(text: str, place: str, why: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        parse_config(text.encode(), FILE)
+    message = refused.value.message
+    assert message.startswith(f"{FILE}, {place}")
+    assert why in message
+    assert "\n" not in message
+
+
+def test_errors_name_the_line_that_is_no_text() -> None:
+    with pytest.raises(ConfigurationError, match=r"config\.toml, line 2: not UTF-8"):
+        parse_config("[mount]\n# ü".encode("latin-1"), FILE)
+
+
+def spec(*options: str, configuration: Config | None = None) -> MountSpec:
+    return mount_spec("/store", "/mnt", configuration or Config(), options)
+
+
+def test_options_overrule_the_configuration() -> None:
+    configuration = parse_config(b"[mount]\nentry_timeout_s = 5\nguard = false\n", FILE)
+    assert spec(configuration=configuration).entry_timeout_s == 5
+    assert not spec(configuration=configuration).guard
+    assert spec("guard,entry_timeout_s=2", configuration=configuration).guard
+    assert spec("entry_timeout_s=7", "entry_timeout_s=2").entry_timeout_s == 2
+
+
+def test_options_of_mount_8_become_flags() -> None:
+    assert spec("rw,defaults,noauto,nofail,_netdev,user,users,x-systemd.automount").flags == 0
+    assert spec("nosuid,nodev,noexec,noatime").flags == 2 | 4 | 8 | 1024
+    assert spec("nosuid,suid,noatime,relatime,atime").flags == 1 << 21
+
+
+@pytest.mark.parametrize("options", ["ro", "read_only", "read_only=yes", "rw,ro"])
+def test_read_only_is_known_to_the_kernel_as_well(options: str) -> None:
+    assert spec(options).read_only
+    assert spec(options).flags == config.MS_RDONLY
+    assert not spec(options, "rw").read_only
+    assert spec(options, "rw").flags == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("color=red", "unknown mount option 'color=red'"),
+        ("remount", "unknown mount option 'remount'"),
+        ("ro=1", "unknown mount option 'ro=1'"),
+        ("flags=3", "unknown mount option 'flags=3'"),
+        ("store=/", "unknown mount option 'store=/'"),
+        ("guard=perhaps", "write on or off"),
+        ("view", "needs a value"),
+        ("log_level=loud", "debug, info"),
+        ("entry_timeout_s=soon", "entry_timeout_s=soon"),
+        ("entry_timeout_s=-1", ">= 0"),
+    ],
+)
+def test_wrong_options_are_named(option: str, why: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        spec(f"rw,{option},noatime")
+    assert why in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/", "-"),
+        ("/srv/data", "srv-data"),
+        ("//srv///data/", "srv-data"),
+        ("/srv/er-c data", r"srv-er\x2dc\x20data"),
+        ("/.hidden/.x", r"\x2ehidden-.x"),
+        ("/ü", r"\xc3\xbc"),
+        ("/raw\udcff", r"raw\xff"),
+    ],
+)
+def test_runtime_directories_are_named_as_systemd_names_units(path: str, name: str) -> None:
+    assert config.escape_path(path) == name
+
+
+def test_the_runtime_directory_can_be_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODAMAFS_RUNTIME_DIR", raising=False)
+    elsewhere = parse_config(b"[mount]\nruntime_dir = '/var/run/x'", FILE)
+    assert config.runtime_dir("/data") == Path("/run/modamafs/data")
+    assert config.runtime_dir("/data", elsewhere) == Path("/var/run/x/data")
+    monkeypatch.setenv("MODAMAFS_RUNTIME_DIR", "/tmp/y")
+    assert config.runtime_dir("/data", elsewhere) == Path("/tmp/y/data")
+
+
+def test_a_mount_spec_comes_back_as_it_was(tmp_path: Path) -> None:
+    saved = mount_spec("/st\udcffore", "/mnt", Config(), ["ro,view=group-7,nodev"])
+    config.save_mount_spec(saved, tmp_path)
+    assert config.load_mount_spec(tmp_path) == saved
+    assert [path.name for path in tmp_path.iterdir()] == ["mount.json"]
+    assert msgspec.structs.asdict(saved)["view"] == "group-7"
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"store": 1, "mountpoint": "/"}'])
+def test_a_broken_mount_spec_says_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mount.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"mount\.json"):
+        config.load_mount_spec(tmp_path)
+
+
+def test_escaping_is_systemds(request: pytest.FixtureRequest) -> None:
+    paths = ["/srv/er-c data", "/", "/a-b/.x/ü", "/.x", "/x~y", "/a:b_c.d"]
+    try:
+        done = subprocess.run(
+            ["systemd-escape", "--path", *paths], capture_output=True, text=True, check=True
+        )
+    except FileNotFoundError:
+        request.applymarker(pytest.mark.xfail(reason="no systemd-escape here", run=False))
+        return
+    assert done.stdout.split() == [config.escape_path(path) for path in paths]
