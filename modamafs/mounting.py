@@ -94,22 +94,22 @@ def real_mountpoint(path: str) -> str:
 
     A dead or hanging mount would answer with an error, or not at all.
     """
-    path = os.path.abspath(path)  # noqa: PTH100 (resolve would ask)
+    path = os.path.abspath(path)
     for _ in range(40):
         parent, name = os.path.split(path)
-        path = os.path.join(os.path.realpath(parent), name) if name else parent  # noqa: PTH118
+        path = os.path.join(os.path.realpath(parent), name) if name else parent
         try:
-            target = os.readlink(path)  # noqa: PTH115 (EINVAL at a mount)
+            target = os.readlink(path)
         except OSError:
             return path
-        path = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120
+        path = os.path.normpath(os.path.join(os.path.dirname(path), target))
     return path
 
 
 def is_wedged(mountpoint: str) -> bool:
     """Whether the mount there is dead: every system call on it fails, as nobody serves it."""
     try:
-        os.stat(mountpoint)  # noqa: PTH116
+        os.stat(mountpoint)
     except OSError as error:
         return error.errno in _DEAD
     return False
@@ -214,7 +214,7 @@ def _check_mountpoint(spec: MountSpec) -> None:
 
 def _check_nesting(store: Path, mountpoint: Path) -> None:
     # By inode, as the same directory may have several paths (bind mounts).
-    if os.path.samefile(store, mountpoint):  # noqa: PTH121
+    if os.path.samefile(store, mountpoint):
         raise MountRefused(f"{store} can't be mounted on itself: choose another mount point")
     if _lies_inside(store, mountpoint):
         raise MountRefused(
@@ -229,7 +229,7 @@ def _check_nesting(store: Path, mountpoint: Path) -> None:
 
 
 def _lies_inside(path: Path, directory: Path) -> bool:
-    return any(os.path.samefile(parent, directory) for parent in path.parents)  # noqa: PTH121
+    return any(os.path.samefile(parent, directory) for parent in path.parents)
 
 
 # --- what the machine can do ----------------------------------------------------------------------

@@ -392,7 +392,7 @@ class Supervisor:
                 action()
                 status = 0
             except OSError as error:
-                LOG.error("helper-failed error=%s", error)  # noqa: TRY400
+                LOG.error("helper-failed error=%s", error)
             finally:
                 os._exit(status)
         pidfd = os.pidfd_open(pid)
@@ -599,7 +599,7 @@ class Supervisor:
 
     def _probe(self) -> None:
         def ask() -> None:
-            status = os.stat(self._spec.mountpoint)  # noqa: PTH116
+            status = os.stat(self._spec.mountpoint)
             os.statvfs(self._spec.mountpoint)
             if status.st_dev != self._mount.dev:
                 raise OSError(errno.ESTALE, "something else is mounted there")
@@ -743,7 +743,7 @@ def _logged(event: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        LOG.error("%s error=%s", event, error)  # noqa: TRY400
+        LOG.error("%s error=%s", event, error)
 
 
 def _describe(status: int) -> str:

@@ -73,9 +73,7 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
 
     give_up_privileges()
     failpoints = os.environ.get("MODAMAFS_FAILPOINTS") == "1"
-    session = Session(
-        fuse_fd, runtime, passthrough=spec.passthrough, interpose=spec.channel
-    )
+    session = Session(fuse_fd, runtime, passthrough=spec.passthrough, interpose=spec.channel)
     with Store(Path(spec.store)) as store, session:
         tree = Tree(
             store,

@@ -73,5 +73,5 @@ def _tidy_up(mount: RunningMount | None, mountpoint: str, runtime: Path, *, lazy
                 f"see {runtime}/daemon.log"
             )
         time.sleep(0.01)
-    if os.path.isdir(mountpoint):  # noqa: PTH112
+    if os.path.isdir(mountpoint):
         supervisor.tear_down(mountpoint, runtime)

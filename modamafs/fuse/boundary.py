@@ -1,7 +1,7 @@
 """The one boundary between the tree's errors and the kernel's: nothing else may leave a handler.
 
-A stray exception would end pyfuse3's main loop, and with it the mount. ModamaError and OSError become
-their errno; anything else is a defect: EIO for the client, a traceback for the log.
+A stray exception would end pyfuse3's main loop, and with it the mount. ModamaError and OSError
+become their errno; anything else is a defect: EIO for the client, a traceback for the log.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ Result = TypeVar("Result")
 
 def errno_of(error: Exception, operation: str) -> int:
     """The errno for a client; logs what is a defect of ours."""
-    if isinstance(error, ModamaError):
-        number = error.errno
-    elif isinstance(error, OSError) and error.errno:
+    if isinstance(error, ModamaError | OSError) and error.errno:
         number = error.errno
     else:
         log.error("defect operation=%s", operation, exc_info=error)

@@ -1,8 +1,8 @@
 """The channel to the kernel: how pyfuse3 comes to use ours, and what is agreed on.
 
-``load()`` has to run before anything imports pyfuse3: it loads ``_channel`` so that its symbols come
-before libfuse's (see ``_channel.c``), and it lends pyfuse3 a scheduler that does not go through the
-event loop for a request that is waiting already.
+``load()`` has to run before anything imports pyfuse3: it loads ``_channel`` so that its symbols
+come before libfuse's (see ``_channel.c``), and it lends pyfuse3 a scheduler that does not go
+through the event loop for a request that is waiting already.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class _Nursery:
 
 
 class Scheduler:
-    """What pyfuse3 uses of trio, as ``pyfuse3.asyncio`` does it: an object in the module's place."""
+    """What pyfuse3 uses of trio, in the module's place (``pyfuse3.asyncio`` does the same)."""
 
     ClosedResourceError = trio.ClosedResourceError
 
@@ -167,7 +167,7 @@ class Scheduler:
         self.notify_closing = trio.lowlevel.notify_closing
         self._in_a_row = 0
 
-    def Lock(self) -> Turn:  # noqa: N802
+    def Lock(self) -> Turn:
         """pyfuse3's lock around waiting for a request."""
         return self.turn
 

@@ -153,12 +153,15 @@ class Operations(pyfuse3.Operations):
             found = await self._truncate(inode, attr.st_size, caller)
         else:
             found = None
-        if found is None or fields.update_mode or fields.update_uid or fields.update_gid or (
-            fields.update_atime or fields.update_mtime
+        if (
+            found is None
+            or fields.update_mode
+            or fields.update_uid
+            or fields.update_gid
+            or (fields.update_atime or fields.update_mtime)
         ):
             found = self.tree.setattr(
                 inode,
-                caller,
                 mode=attr.st_mode if fields.update_mode else None,
                 uid=attr.st_uid if fields.update_uid else None,
                 gid=attr.st_gid if fields.update_gid else None,
@@ -197,9 +200,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def mkdir(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(
-            self.tree.mknod(parent, name, mode | stat.S_IFDIR, 0, caller_of(ctx))
-        )
+        return self._entry(self.tree.mknod(parent, name, mode | stat.S_IFDIR, 0, caller_of(ctx)))
 
     @handler
     def symlink(
@@ -396,8 +397,7 @@ class Operations(pyfuse3.Operations):
         except Exception as error:
             _channel.reply(req, errno_of(error, f"opcode {opcode}"), b"")
 
-    async def _answer_later(self, req: int, slow: Callable[..., bytes], *arguments: Any
-    ) -> None:
+    async def _answer_later(self, req: int, slow: Callable[..., bytes], *arguments: Any) -> None:
         try:
             payload = await trio.to_thread.run_sync(slow, *arguments, limiter=self._threads)
         except Exception as error:

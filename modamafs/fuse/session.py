@@ -13,9 +13,7 @@ import pyfuse3
 from modamafs.fuse import _channel, channel
 from modamafs.fuse.operations import Operations
 
-WANTED = (
-    channel.DONT_MASK | channel.CACHE_SYMLINKS | channel.SETXATTR_EXT | channel.HAS_RESEND
-)
+WANTED = channel.DONT_MASK | channel.CACHE_SYMLINKS | channel.SETXATTR_EXT | channel.HAS_RESEND
 WANTED_WITH_PASSTHROUGH = WANTED | channel.PASSTHROUGH | channel.HANDLE_KILLPRIV_V2
 
 

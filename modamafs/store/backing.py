@@ -9,12 +9,16 @@ Errors are ``OSError`` with the backing file system's own errno.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import struct
 from pathlib import Path
 from types import TracebackType
 
 import xattr
 
+from modamafs.errors import MountRefused
 from modamafs.model import Attributes, Caller
 from modamafs.store import _volume
 
@@ -25,6 +29,10 @@ link = _volume.link
 rename = _volume.rename
 truncate = _volume.truncate
 utimens = _volume.utimens
+
+
+BTRFS_IOC_GET_SUBVOL_ROOTREF = 0xD000943D
+SUBVOLUME_ROOTREF_BYTES = 4096
 
 
 class Store:
@@ -54,6 +62,38 @@ class Store:
     def statvfs(self) -> os.statvfs_result:
         """What ``statvfs(3)`` says of the backing file system."""
         return os.fstatvfs(self.root_fd)
+
+    def check(self) -> None:
+        """Refuse a store that can't be served, with MountRefused: one line that says why."""
+        if self.volume.kind == "other":
+            raise MountRefused(
+                f"the store {self.path} lies on a file system that modamafs can't address by file "
+                "handle; it can on ext4, XFS and btrfs: move the store to one of these"
+            )
+        nested = self._nested_subvolume() if self.volume.kind == "btrfs" else None
+        if nested is not None:
+            raise MountRefused(
+                f"inside the store {self.path}, in {os.fsdecode(nested)}, lies another btrfs "
+                "subvolume; a store is one: move it out, or mount it as a store of its own"
+            )
+
+    def _nested_subvolume(self) -> bytes | None:
+        """The directory in the store that a subvolume or snapshot lies in; None for none."""
+        answer = bytearray(SUBVOLUME_ROOTREF_BYTES)
+        try:
+            fcntl.ioctl(self.root_fd, BTRFS_IOC_GET_SUBVOL_ROOTREF, answer)
+        except OSError as error:
+            if error.errno != errno.EOVERFLOW:  # more than one answer holds: look at the first 255
+                raise
+        for number in range(answer[8 + 255 * 16]):
+            (directory,) = struct.unpack_from("=Q", answer, 8 + number * 16 + 8)
+            fd = self.volume.open(directory, os.O_PATH)
+            try:
+                if self.contains(fd):
+                    return path_of(fd)
+            finally:
+                os.close(fd)
+        return None
 
     def is_whole_volume(self) -> bool:
         """Whether every inode of the file system lies in the store: its root is the store's."""

@@ -1,7 +1,7 @@
 """Records: JSON files on the store that are written whole or not at all.
 
-A record is written beside its name, synced, renamed over it, and the directory synced: whoever reads
-it, after a crash too, finds the old one or the new one.
+A record is written beside its name, synced, renamed over it, and the directory synced: whoever
+reads it, after a crash too, finds the old one or the new one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ NEW = b".new"
 
 
 def write_record(dir_fd: int, name: bytes, record: Mapping[str, Any] | bytes) -> None:
-    """Write a record (or plain bytes) durably. OSError: ENOSPC, EROFS, EDQUOT; then nothing changed."""
+    """Write a record (or plain bytes) durably.
+
+    OSError: ENOSPC, EROFS, EDQUOT; then nothing has changed.
+    """
     data = (
         record
         if isinstance(record, bytes)
@@ -49,7 +52,7 @@ def read_record(dir_fd: int, name: bytes) -> dict[str, Any] | None:
     with open(fd, "rb") as file:
         record = json.load(file)
     if not isinstance(record, dict):
-        raise ValueError(f"{os.fsdecode(name)} is no JSON object")
+        raise ValueError(f"{os.fsdecode(name)} is no JSON object")  # noqa: TRY004
     return record
 
 

@@ -42,7 +42,7 @@ LONGEST_NAME_BYTES = 255 - len(b".B3SUMS.new")
 
 
 class Seals:
-    """Asks the store, at every question: nothing is remembered but the list, and that is checked."""
+    """Asks the store at every question; only the list is remembered, while it is right."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -53,7 +53,7 @@ class Seals:
     def covers(self, fd: int) -> bool:
         """Whether what a descriptor names, or a directory above it, is sealed.
 
-        A file whose path the kernel can't tell (a file server's handle may have none yet, and a path
+        A file whose path the kernel can't tell (a file server's handle may have none yet, and one
         of more than 4096 bytes has none) is taken for sealed as soon as anything is.
         """
         relative = self._relative(fd)
@@ -176,7 +176,7 @@ def _unlist(store: Store, relative: bytes) -> None:
         os.close(fd)
 
 
-# ---- sealing and unsealing -------------------------------------------------------------------------
+# ---- sealing and unsealing -----------------------------------------------------------------------
 
 
 class _Place:
@@ -239,8 +239,8 @@ def seal(store: Store, relative: bytes, caller: Caller) -> dict[str, Any]:
     """Seal a directory; one that is sealed already stays as it is, and its record is returned.
 
     The record is there first (state ``sealing``), so that from then on every mount refuses to change
-    anything; then it is made sure that nobody still has a file open for writing and that no file has
-    a name outside; then everything is synced and hashed; then the record says ``sealed``.
+    anything; then it is made sure that nobody has a file open for writing and that no file has a
+    name outside; then everything is synced and hashed; then the record says ``sealed``.
 
     Takes as long as reading the data. Raises InvalidRequest (EINVAL), NotPermitted (EPERM), Busy
     (EBUSY, with the names of the files), OSError; then the directory is open as before.
@@ -349,7 +349,7 @@ def _user(uid: int) -> str:
 
 
 def _walk(fd: int) -> Iterator[tuple[bytes, int, os.stat_result]]:
-    """Everything below a directory: path relative to it, descriptor of its directory, attributes."""
+    """Everything below a directory: path relative to it, its directory's descriptor, attributes."""
     for directory, names, files, dir_fd in os.fwalk(b".", dir_fd=fd, onerror=_raise):
         if RECORDS in names:
             names.remove(RECORDS)

@@ -1,9 +1,9 @@
 """The tree: every operation of a file system over one store, without knowing FUSE.
 
-Names are bytes, nodes are numbers, errors are ModamaError or OSError; results are the model's. Every
-method is synchronous. Those that may take long (they say so) belong into a thread; all others are a
-few system calls on a local file system, and one runs after the other, so that nothing comes between
-a check and the change that it guards.
+Names are bytes, nodes are numbers, errors are ModamaError or OSError; results are the model's.
+Every method is synchronous. Those that may take long (they say so) belong into a thread; all others
+are a few system calls on a local file system, and one runs after the other, so that nothing comes
+between a check and the change that it guards.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class BackingFiles(Protocol):
     """Where files are registered that the kernel then reads and writes by itself."""
 
     def register(self, fd: int, caller: Caller) -> int:
-        """The backing id of an open file. OSError where the kernel can't (errno ELOOP, EPERM, …)."""
+        """The backing id of an open file. OSError where the kernel can't (ELOOP, EPERM, …)."""
 
     def close(self, backing_id: int) -> None:
         """Take a registration back; an id that the kernel does not know is no error."""
@@ -152,7 +152,6 @@ class Tree:
     def setattr(
         self,
         node: int,
-        caller: Caller,
         *,
         mode: int | None = None,
         uid: int | None = None,
@@ -188,7 +187,7 @@ class Tree:
     # ---- seals ------------------------------------------------------------------------------
 
     def seal(self, relative: bytes, caller: Caller) -> dict[str, Any]:
-        """Seal a directory, given by its path in the store. Takes long; see ``store.seals.seal``."""
+        """Seal a directory, by its path in the store. Takes long; see ``store.seals.seal``."""
         decide(Operation.SET_ATTRIBUTES, sealed=False, read_only=self.read_only)
         return seals.seal(self.store, relative, caller)
 
@@ -218,9 +217,7 @@ class Tree:
 
         return was_done
 
-    def mknod(
-        self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller
-    ) -> Attributes:
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
         """Make a directory, FIFO, socket, device or empty file, as ``mode`` says."""
         fd = self._enter(parent, name, Operation.CREATE)
 
@@ -320,7 +317,8 @@ class Tree:
 
     @staticmethod
     def _is_last_of_large(victim: Attributes) -> bool:
-        return stat.S_ISREG(victim.mode) and victim.nlink == 1 and victim.blocks > LARGE_BYTES // 512
+        last = stat.S_ISREG(victim.mode) and victim.nlink == 1
+        return last and victim.blocks > LARGE_BYTES // 512
 
     def _admit_ancestor(self, dir_fd: int, name: bytes) -> None:
         """Let a directory lose its name only if nothing sealed lies below it."""
@@ -339,7 +337,7 @@ class Tree:
         flags: int,
         caller: Caller,
     ) -> int | None:
-        """``renameat2(2)``. Returns a descriptor as ``unlink`` does, if a large file was replaced."""
+        """``renameat2(2)``. Where a large file was replaced, a descriptor, as from ``unlink``."""
         fd = self._enter(parent, name, Operation.RENAME)
         new_fd = self._enter(new_parent, new_name, Operation.RENAME)
         source = self._volume.lookup(fd, name)
@@ -401,17 +399,13 @@ class Tree:
             return self._opened(fd, flags, caller)
 
         def do() -> int:
-            return backing.create(
-                dir_fd, name, open_flags | os.O_CREAT | os.O_EXCL, mode, caller
-            )
+            return backing.create(dir_fd, name, open_flags | os.O_CREAT | os.O_EXCL, mode, caller)
 
         def redo() -> int:
             return self.inodes.open(self._entry(dir_fd, name).ino, open_flags)
 
         try:
-            fd = self.journal.once(
-                caller, "create", do, self._appeared(dir_fd, name, caller), redo
-            )
+            fd = self.journal.once(caller, "create", do, self._appeared(dir_fd, name, caller), redo)
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
@@ -615,7 +609,7 @@ class Tree:
                 caller,
                 "setxattr",
                 lambda: backing.setxattr(fd, name, value, flags, caller, keep_setid=keep_setid),
-                lambda intent: _has_value(fd, name, value),
+                lambda _: _has_value(fd, name, value),
                 lambda: None,
             )
 

@@ -1,7 +1,7 @@
 """What has to survive a worker's SIGKILL: open handles, backing ids, the journal of intents.
 
-One file in the runtime directory, mapped into memory: a store into a mapping is in the page cache at
-once, and the page cache does not die with a process. It does die with the machine, as the mount
+One file in the runtime directory, mapped into memory: a store into a mapping is in the page cache
+at once, and the page cache does not die with a process. It does die with the machine, as the mount
 does. Layout (native byte order, fixed offsets)::
 
     0     header    magic, number of slots ever used, last serial, registering, last backing id
