@@ -146,7 +146,8 @@ static struct {
     struct saved_init init;
     bool replay;             /* the saved INIT is still to be read */
     bool attached;           /* libfuse has taken our read and writev */
-    uint64_t current;        /* unique of the request read last */
+    uint64_t current;        /* unique of the request read last, */
+    uint32_t uid, gid;       /* and who sent it */
     uint32_t setxattr_flags; /* of the request read last */
     uint64_t seen[OP_LIMIT]; /* requests by opcode */
     struct pending_open pending[PENDING_OPENS];
@@ -202,6 +203,8 @@ static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
     if ((size_t)got < sizeof *header)
         return got;
     channel.current = header->unique;
+    channel.uid = header->uid;
+    channel.gid = header->gid;
     if (header->opcode < OP_LIMIT)
         channel.seen[header->opcode]++;
     switch (header->opcode) {
@@ -542,6 +545,15 @@ static PyObject *py_current(PyObject *self, PyObject *unused)
                          PyBool_FromLong(!!(channel.current & RESENT)));
 }
 
+PyDoc_STRVAR(current_owner_doc,
+"current_owner() -> tuple[int, int]\n\nThe user and group that sent the request that was read last.");
+
+static PyObject *py_current_owner(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    return Py_BuildValue("(II)", channel.uid, channel.gid);
+}
+
 PyDoc_STRVAR(ready_doc,
 "ready(spin_us: int) -> bool\n\nWhether a request can be read now, or within spin_us microseconds.");
 
@@ -734,6 +746,7 @@ static PyMethodDef module_methods[] = {
     {"attached", py_attached, METH_NOARGS, attached_doc},
     {"agreed", py_agreed, METH_NOARGS, agreed_doc},
     {"current", py_current, METH_NOARGS, current_doc},
+    {"current_owner", py_current_owner, METH_NOARGS, current_owner_doc},
     {"ready", py_ready, METH_O, ready_doc},
     {"set_open", py_set_open, METH_VARARGS, set_open_doc},
     {"reply", py_reply, METH_VARARGS, reply_doc},

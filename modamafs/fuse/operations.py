@@ -32,6 +32,7 @@ from modamafs.fuse.channel import (
     scheduler,
 )
 from modamafs.model import ROOT, Attributes, Caller
+from modamafs.store import backing
 from modamafs.tree.core import LARGE_BYTES, Tree
 from modamafs.tree.handles import Handle
 
@@ -293,11 +294,11 @@ class Operations(pyfuse3.Operations):
 
     @slow_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        handle = self.tree.handles.get(fh)
-        fd = self.tree.descriptor(handle)
+        uid, gid = _channel.current_owner()
+        fd = self.tree.descriptor(self.tree.handles.get(fh))
         if len(buf) > INLINE_WRITE_BYTES:
-            return await self._in_thread(os.pwrite, fd, buf, off)
-        return os.pwrite(fd, buf, off)
+            return await self._in_thread(backing.write, fd, buf, off, uid, gid)
+        return backing.write(fd, buf, off, uid, gid)
 
     # ---- directories ------------------------------------------------------------------------
 
@@ -363,7 +364,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
-        return self.tree.listxattr(inode)
+        return self.tree.listxattr(inode, privileged=ctx.uid == 0)
 
     @handler
     def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:

@@ -98,26 +98,25 @@ static int become(uid_t uid, gid_t gid, bool keep_setid)
 {
     if (gid)
         setfsgid(gid);
-    if (!uid)
+    if (!uid && keep_setid)
         return 0;
-    setfsuid(uid); /* the kernel takes the file system capabilities away: give back our own */
-    uint32_t wanted = own_capabilities[0].effective & ~FSETID_BIT;
-    wanted |= own_capabilities[0].permitted & OVERRIDES;
-    if (keep_setid)
-        wanted |= own_capabilities[0].permitted & FSETID_BIT;
+    if (uid)
+        setfsuid(uid); /* the kernel takes the file system capabilities away: give back our own */
+    uint32_t wanted = own_capabilities[0].effective | (own_capabilities[0].permitted & OVERRIDES);
+    if (!keep_setid)
+        wanted &= ~FSETID_BIT;
     return set_capabilities(wanted);
 }
 
 /* An identity that can't be given back would act for the wrong person: better no worker at all. */
-static void be_myself(uid_t uid, gid_t gid)
+static void be_myself(uid_t uid, gid_t gid, bool kept_setid)
 {
     int saved = errno;
 
-    if (uid) {
+    if (uid)
         setfsuid(0);
-        if (set_capabilities(own_capabilities[0].effective))
-            abort();
-    }
+    if ((uid || !kept_setid) && set_capabilities(own_capabilities[0].effective))
+        abort();
     if (gid)
         setfsgid(0);
     errno = saved;
@@ -517,7 +516,7 @@ static PyObject *py_create(PyObject *self, PyObject *args)
         return NULL;
     mode_t old = umask(mask);
     int fd = become(uid, gid, true) ? -1 : openat(dir_fd, name, flags | O_CLOEXEC, mode);
-    be_myself(uid, gid);
+    be_myself(uid, gid, true);
     umask(old);
     return fd < 0 ? os_error() : PyLong_FromLong(fd);
 }
@@ -540,7 +539,7 @@ static PyObject *py_mknod(PyObject *self, PyObject *args)
     if (!failed)
         failed = S_ISDIR(mode) ? mkdirat(dir_fd, name, mode & 07777)
                                : mknodat(dir_fd, name, mode, (dev_t)rdev);
-    be_myself(uid, gid);
+    be_myself(uid, gid, true);
     umask(old);
     if (failed)
         return os_error();
@@ -559,7 +558,7 @@ static PyObject *py_symlink(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "yiyII", &target, &dir_fd, &name, &uid, &gid))
         return NULL;
     int failed = become(uid, gid, true) || symlinkat(target, dir_fd, name);
-    be_myself(uid, gid);
+    be_myself(uid, gid, true);
     if (failed)
         return os_error();
     Py_RETURN_NONE;
@@ -579,12 +578,35 @@ static PyObject *py_truncate(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "iLII", &fd, &size, &uid, &gid))
         return NULL;
     Py_BEGIN_ALLOW_THREADS /* freeing a large file takes a while */
-    failed = become(uid, gid, false) || ftruncate(fd, size);
-    be_myself(uid, gid);
+    failed = become(uid, gid, !uid) || ftruncate(fd, size);
+    be_myself(uid, gid, !uid);
     Py_END_ALLOW_THREADS
     if (failed)
         return os_error();
     Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(write_doc,
+"write(fd, data, offset, uid, gid) -> int\n\n"
+"pwrite(2) as uid:gid: set-user-id bits and capabilities go, as they do for an ordinary user.");
+
+static PyObject *py_write(PyObject *self, PyObject *args)
+{
+    int fd;
+    Py_buffer data;
+    long long offset;
+    unsigned uid, gid;
+    ssize_t wrote;
+    (void)self;
+
+    if (!PyArg_ParseTuple(args, "iy*LII", &fd, &data, &offset, &uid, &gid))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    wrote = become(uid, gid, !uid) ? -1 : pwrite(fd, data.buf, (size_t)data.len, offset);
+    be_myself(uid, gid, !uid);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&data);
+    return wrote < 0 ? os_error() : PyLong_FromSsize_t(wrote);
 }
 
 PyDoc_STRVAR(fallocate_doc,
@@ -600,8 +622,8 @@ static PyObject *py_fallocate(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "iiLLII", &fd, &mode, &offset, &length, &uid, &gid))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    failed = become(uid, gid, false) || fallocate(fd, mode, offset, length);
-    be_myself(uid, gid);
+    failed = become(uid, gid, !uid) || fallocate(fd, mode, offset, length);
+    be_myself(uid, gid, !uid);
     Py_END_ALLOW_THREADS
     if (failed)
         return os_error();
@@ -610,7 +632,8 @@ static PyObject *py_fallocate(PyObject *self, PyObject *args)
 
 PyDoc_STRVAR(ioctl_as_doc,
 "ioctl_as(fd, request, argument: bytearray, uid, gid) -> int\n\n"
-"ioctl(2) as uid:gid, which is what a backing file that is registered now will act as later.");
+"ioctl(2) as uid:gid and without CAP_FSETID, which is what a backing file that is registered now will\n"
+"act as later: set-user-id bits go with a write, whoever writes.");
 
 static PyObject *py_ioctl_as(PyObject *self, PyObject *args)
 {
@@ -623,7 +646,7 @@ static PyObject *py_ioctl_as(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "ikw*II", &fd, &request, &argument, &uid, &gid))
         return NULL;
     int result = become(uid, gid, false) ? -1 : ioctl(fd, request, argument.buf);
-    be_myself(uid, gid);
+    be_myself(uid, gid, false);
     PyBuffer_Release(&argument);
     return result < 0 ? os_error() : PyLong_FromLong(result);
 }
@@ -648,7 +671,7 @@ static PyObject *py_setxattr_as(PyObject *self, PyObject *args)
     int failed = become(uid, gid, keep_setid);
     if (!failed)
         failed = (int)syscall(SYS_setxattr, path, name, value.buf, (size_t)value.len, flags);
-    be_myself(uid, gid);
+    be_myself(uid, gid, keep_setid);
     PyBuffer_Release(&value);
     if (failed)
         return os_error();
@@ -763,6 +786,7 @@ static PyMethodDef module_methods[] = {
     {"create", py_create, METH_VARARGS, create_doc},
     {"mknod", py_mknod, METH_VARARGS, mknod_doc},
     {"symlink", py_symlink, METH_VARARGS, symlink_doc},
+    {"write", py_write, METH_VARARGS, write_doc},
     {"truncate", py_truncate, METH_VARARGS, truncate_doc},
     {"fallocate", py_fallocate, METH_VARARGS, fallocate_doc},
     {"ioctl_as", py_ioctl_as, METH_VARARGS, ioctl_as_doc},

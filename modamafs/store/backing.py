@@ -29,6 +29,7 @@ link = _volume.link
 rename = _volume.rename
 truncate = _volume.truncate
 utimens = _volume.utimens
+write = _volume.write
 
 
 BTRFS_IOC_GET_SUBVOL_ROOTREF = 0xD000943D

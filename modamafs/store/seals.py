@@ -238,8 +238,8 @@ def _open_directory(store: Store, parts: list[bytes]) -> tuple[int, int]:
 def seal(store: Store, relative: bytes, caller: Caller) -> dict[str, Any]:
     """Seal a directory; one that is sealed already stays as it is, and its record is returned.
 
-    The record is there first (state ``sealing``), so that from then on every mount refuses to change
-    anything; then it is made sure that nobody has a file open for writing and that no file has a
+    The record is there first (state ``sealing``), so that from then on every mount refuses every
+    change; then it is made sure that nobody has a file open for writing and that no file has a
     name outside; then everything is synced and hashed; then the record says ``sealed``.
 
     Takes as long as reading the data. Raises InvalidRequest (EINVAL), NotPermitted (EPERM), Busy

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,10 @@ O_TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
 LARGE_BYTES = 64 << 20
 """From this size on, freeing a file's blocks is left to a thread."""
 
+RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+TEMPORARY = RECORDS + b"~"
+"""What is being made has a name that begins so, for a moment, and is never shown."""
 CAPABILITY = b"security.capability"
 
 
@@ -93,7 +96,7 @@ class Tree:
         "." and ".." come from file servers that hold a handle; the node may be unknown so far and
         is resolved only if it lies in the store (StaleHandle otherwise).
         """
-        if name == RECORDS:
+        if is_own_name(name):
             return None
         if name in (b".", b".."):
             return self._lookup_dots(parent, name)
@@ -143,8 +146,8 @@ class Tree:
 
     def _enter(self, parent: int, name: bytes, operation: Operation) -> int:
         """The descriptor of a directory whose entry ``name`` is about to change."""
-        if name == RECORDS:
-            raise Reserved(f"{os.fsdecode(RECORDS)} is kept for modamafs's own records")
+        if is_own_name(name):
+            raise Reserved(f"{os.fsdecode(name)} is a name that modamafs keeps for its own records")
         fd = self.inodes.directory(parent)
         self._admit(operation, fd)
         return fd
@@ -204,49 +207,79 @@ class Tree:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return attributes
 
-    def _appeared(self, dir_fd: int, name: bytes, caller: Caller) -> Callable[[Intent], bool]:
-        """Whether the entry is what an interrupted request of the caller's made."""
+    def _is_named(self, dir_fd: int, name: bytes) -> Callable[[Intent], bool]:
+        """Whether the inode of an interrupted request has got its name."""
 
         def was_done(intent: Intent) -> bool:
             found = self._volume.lookup(dir_fd, name)
-            return (
-                found is not None
-                and found.uid == caller.uid
-                and (found.btime_ns or found.ctime_ns) >= intent.time_ns
-            )
+            return found is not None and found.ino == intent.ino
 
         return was_done
+
+    def _make(
+        self,
+        dir_fd: int,
+        name: bytes,
+        caller: Caller,
+        operation: str,
+        make: Callable[[bytes], None],
+    ) -> Attributes:
+        """Make an entry: under a temporary name first, so that it is known before it is seen."""
+        temporary = TEMPORARY + b"%d" % caller.request
+
+        def do() -> Attributes:
+            if caller.resent:
+                self._sweep(dir_fd, [temporary])
+            if self._volume.lookup(dir_fd, name) is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            make(temporary)
+            try:
+                self.journal.note(self._entry(dir_fd, temporary).ino)
+                backing.rename(dir_fd, temporary, dir_fd, name, RENAME_NOREPLACE)
+            except OSError:
+                self._sweep(dir_fd, [temporary])
+                raise
+            return self._entry(dir_fd, name)
+
+        return self.journal.once(
+            caller,
+            operation,
+            do,
+            self._is_named(dir_fd, name),
+            lambda: self._entry(dir_fd, name),
+        )
+
+    @staticmethod
+    def _sweep(dir_fd: int, names: Iterable[bytes]) -> None:
+        """Remove what was made and never got its name."""
+        for name in names:
+            try:
+                os.unlink(name, dir_fd=dir_fd)
+            except FileNotFoundError:
+                continue
+            except IsADirectoryError:
+                os.rmdir(name, dir_fd=dir_fd)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
         """Make a directory, FIFO, socket, device or empty file, as ``mode`` says."""
         fd = self._enter(parent, name, Operation.CREATE)
-
-        def do() -> Attributes:
-            backing.mknod(fd, name, mode, rdev, caller)
-            return self._entry(fd, name)
-
-        return self.journal.once(
+        return self._make(
+            fd,
+            name,
             caller,
             "mkdir" if stat.S_ISDIR(mode) else "mknod",
-            do,
-            self._appeared(fd, name, caller),
-            lambda: self._entry(fd, name),
+            lambda temporary: backing.mknod(fd, temporary, mode, rdev, caller),
         )
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
         """Make a symbolic link."""
         fd = self._enter(parent, name, Operation.CREATE)
-
-        def do() -> Attributes:
-            backing.symlink(target, fd, name, caller)
-            return self._entry(fd, name)
-
-        return self.journal.once(
+        return self._make(
+            fd,
+            name,
             caller,
             "symlink",
-            do,
-            self._appeared(fd, name, caller),
-            lambda: self._entry(fd, name),
+            lambda temporary: backing.symlink(target, fd, temporary, caller),
         )
 
     def link(self, node: int, parent: int, name: bytes, caller: Caller) -> Attributes:
@@ -261,12 +294,13 @@ class Tree:
                 backing.link(fd, dir_fd, name)
                 return self._volume.attributes(fd)
 
-            def was_done(intent: Intent) -> bool:
-                found = self._volume.lookup(dir_fd, name)
-                return found is not None and found.ino == intent.ino
-
             return self.journal.once(
-                caller, "link", do, was_done, lambda: self._volume.attributes(fd), ino
+                caller,
+                "link",
+                do,
+                self._is_named(dir_fd, name),
+                lambda: self._volume.attributes(fd),
+                ino,
             )
         finally:
             os.close(fd)
@@ -297,7 +331,7 @@ class Tree:
 
             def do() -> None:
                 if directory:
-                    os.rmdir(name, dir_fd=fd)
+                    self._rmdir(fd, name)
                 else:
                     os.unlink(name, dir_fd=fd)
 
@@ -314,6 +348,23 @@ class Tree:
         if victim is not None and directory:
             self.inodes.forget(victim.ino)
         return pin
+
+    def _rmdir(self, dir_fd: int, name: bytes) -> None:
+        try:
+            os.rmdir(name, dir_fd=dir_fd)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            # Empty for the client, perhaps, but for what a mount that ended too early has left.
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+            try:
+                names = [os.fsencode(entry) for entry in os.listdir(fd)]
+                if not all(entry.startswith(TEMPORARY) for entry in names):
+                    raise
+                self._sweep(fd, names)
+            finally:
+                os.close(fd)
+            os.rmdir(name, dir_fd=dir_fd)
 
     @staticmethod
     def _is_last_of_large(victim: Attributes) -> bool:
@@ -399,13 +450,20 @@ class Tree:
             return self._opened(fd, flags, caller)
 
         def do() -> int:
-            return backing.create(dir_fd, name, open_flags | os.O_CREAT | os.O_EXCL, mode, caller)
+            fd = backing.create_unnamed(dir_fd, open_flags | os.O_TMPFILE, mode, caller)
+            try:
+                self.journal.note(os.fstat(fd).st_ino)
+                backing.link(fd, dir_fd, name)
+            except BaseException:
+                os.close(fd)
+                raise
+            return fd
 
         def redo() -> int:
             return self.inodes.open(self._entry(dir_fd, name).ino, open_flags)
 
         try:
-            fd = self.journal.once(caller, "create", do, self._appeared(dir_fd, name, caller), redo)
+            fd = self.journal.once(caller, "create", do, self._is_named(dir_fd, name), redo)
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
@@ -440,7 +498,9 @@ class Tree:
         """The handle of a file that was just opened; takes the descriptor over."""
         try:
             attributes = self._volume.attributes(fd)
-            backing_id = self._backing_id(fd, attributes, flags, caller)
+            backing_id = self._backing_id(fd, attributes, caller)
+            if not backing_id and self._backing_files is not None and flags & os.O_ACCMODE:
+                fd = self._reopen(fd, attributes)
             handle = self.handles.add(
                 attributes.ino, flags, caller, backing_id, None if backing_id else fd
             )
@@ -453,26 +513,22 @@ class Tree:
             os.close(fd)
         return handle, attributes
 
-    def _backing_id(self, fd: int, attributes: Attributes, flags: int, caller: Caller) -> int:
+    def _reopen(self, fd: int, attributes: Attributes) -> int:
+        """The same file, opened so that the kernel's own reads and writes at a position work."""
+        again = self.inodes.open(attributes.ino, os.O_RDWR)
+        os.close(fd)
+        return again
+
+    def _backing_id(self, fd: int, attributes: Attributes, caller: Caller) -> int:
         if self._backing_files is None:
             return 0
         inode = self.handles.inode(attributes.ino)
-        if inode is not None:
-            if flags & os.O_ACCMODE != os.O_RDONLY and caller.uid:
-                # Whoever registered the file may write without clearing these; this caller may not.
-                self._drop_privileges(fd, attributes)
+        if inode is not None:  # the kernel wants one way for all who have it open at the same time
             return inode.backing_id
+        if attributes.mode & (stat.S_ISUID | stat.S_ISGID):
+            return 0  # what becomes of these bits depends on who writes: we have to see that
         self._state.begin_registration()
         return self._backing_files.register(fd, caller)
-
-    @staticmethod
-    def _drop_privileges(fd: int, attributes: Attributes) -> None:
-        mode = stat.S_IMODE(attributes.mode)
-        if mode & stat.S_ISUID or (mode & stat.S_ISGID and mode & stat.S_IXGRP):
-            kept = mode & ~stat.S_ISUID
-            if mode & stat.S_IXGRP:
-                kept &= ~stat.S_ISGID
-            backing.chmod(fd, kept)
 
     def release(self, fh: int) -> int | None:
         """The kernel has closed a file. Returns a descriptor whose closing may take long."""
@@ -574,7 +630,7 @@ class Tree:
                 if entry[0] != b".." or handle.ino != self._volume.root_ino
                 else (b"..", entry[1], self._volume.attributes(self.store.root_fd))
                 for entry in entries
-                if entry[0] != RECORDS
+                if not is_own_name(entry[0])
             ]
             if kept:
                 return kept
@@ -592,11 +648,15 @@ class Tree:
         finally:
             os.close(fd)
 
-    def listxattr(self, node: int) -> list[bytes]:
-        """The names of the extended attributes, without our own."""
+    def listxattr(self, node: int, *, privileged: bool) -> list[bytes]:
+        """The names of the extended attributes, without our own; ``trusted.*`` only for root."""
         fd = self.inodes.open(node, os.O_PATH)
         try:
-            return [name for name in backing.listxattr(fd) if not is_reserved_xattr(name)]
+            return [
+                name
+                for name in backing.listxattr(fd)
+                if not is_reserved_xattr(name) and (privileged or not name.startswith(b"trusted."))
+            ]
         finally:
             os.close(fd)
 
@@ -662,6 +722,11 @@ class _Descriptor:
 
     def __exit__(self, *exception: object) -> None:
         os.close(self._fd)
+
+
+def is_own_name(name: bytes) -> bool:
+    """Whether a name is one of our own: never shown, and refused to clients."""
+    return name.startswith(RECORDS) and (name == RECORDS or name.startswith(TEMPORARY))
 
 
 def is_reserved_xattr(name: bytes) -> bool:

@@ -5,8 +5,13 @@ the next worker again. For most that does no harm. Creating, removing and renami
 twice, nor fail because they were done before, nor claim what somebody else has done. So each writes
 down what it is about to do (and the inode numbers that it is about to do it to) before, and the
 result after. Of a request that comes again, either the result is known, or the names and inode
-numbers show whether it was done: the kernel holds the parent directory locked for as long as a
-request is unanswered, so nobody else on this mount has been there since.
+numbers show whether it was done. What is made new has its inode number written down (``note``)
+before it gets its name, so that it is not taken for what somebody on the store has made meanwhile,
+nor the other way round.
+
+One thing can't be told: whether a name that is gone was removed by the killed worker or, in the
+moments since, by somebody on the store. It is taken for ours; what the client wanted is so either
+way.
 """
 
 from __future__ import annotations
@@ -14,7 +19,6 @@ from __future__ import annotations
 import os
 import signal
 import struct
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -22,9 +26,7 @@ from typing import NamedTuple, TypeVar
 from modamafs.model import Caller
 from modamafs.tree.state import JOURNAL_OFFSET, JOURNAL_SLOT_BYTES, JOURNAL_SLOTS, State
 
-SLOT = struct.Struct("=Q16siiQQQ")
-CLOCK_REALTIME_COARSE = 5
-"""The clock that file systems take an inode's times from (``linux/time.h``)."""
+SLOT = struct.Struct("=Q16siiQQ")
 
 PENDING, FINISHED = 1, 2
 
@@ -37,10 +39,8 @@ class Intent(NamedTuple):
     operation: str
     finished: bool
     errno: int
-    time_ns: int
-    """When it was about to begin, by the clock of the file system's own times."""
     ino: int
-    """The inode that the request was about to act on; 0 for none."""
+    """The inode that the request was about to act on, or had made; 0 for none."""
     other: int
     """The inode in the way of the new name; 0 for none."""
 
@@ -49,11 +49,14 @@ class Journal:
     """See the module. Requests are carried out one at a time, so one slot is pending at most."""
 
     def __init__(self, state: State, failpoint: Path | None = None) -> None:
-        """``failpoint`` names a file for tests: ``OPERATION:before`` or ``OPERATION:after`` in it
-        makes this process kill itself there, once."""
+        """``failpoint`` names a file for tests: ``OPERATION:POINT`` in it makes this process kill
+        itself there, once: ``before`` anything is done, ``between`` (made, but without its name) or
+        ``after`` everything is done and before the result is written down."""
         self._memory = state.memory
         self._failpoint = failpoint
+        self._armed = ""
         self._next = 0
+        self._pending: tuple[int, int, bytes, int] = (0, 0, b"", 0)
         self._earlier: dict[int, Intent] = {}
         if not state.fresh:
             self._load()
@@ -61,14 +64,12 @@ class Journal:
     def _load(self) -> None:
         for slot in range(JOURNAL_SLOTS):
             at = JOURNAL_OFFSET + slot * JOURNAL_SLOT_BYTES
-            request, operation, status, errno, time_ns, ino, other = SLOT.unpack_from(
-                self._memory, at
-            )
+            request, operation, status, errno, ino, other = SLOT.unpack_from(self._memory, at)
             if request:
                 self._earlier[request] = Intent(
-                    operation.rstrip(b"\0").decode(), status == FINISHED, errno, time_ns, ino, other
+                    operation.rstrip(b"\0").decode(), status == FINISHED, errno, ino, other
                 )
-                SLOT.pack_into(self._memory, at, 0, b"", 0, 0, 0, 0, 0)
+                SLOT.pack_into(self._memory, at, 0, b"", 0, 0, 0, 0)
 
     def recall(self, caller: Caller) -> Intent | None:
         """What an earlier worker wrote down of the caller's request, if it was sent again."""
@@ -98,30 +99,37 @@ class Journal:
         at = JOURNAL_OFFSET + self._next * JOURNAL_SLOT_BYTES
         self._next = (self._next + 1) % JOURNAL_SLOTS
         tag = operation.encode()
-        now = time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
         pack = SLOT.pack_into
-        pack(self._memory, at, caller.request, tag, PENDING, 0, now, ino, other)
-        fail_after = self._failpoint is not None and self._fail(operation)
+        pack(self._memory, at, caller.request, tag, PENDING, 0, ino, other)
+        self._pending = (at, caller.request, tag, other)
+        if self._failpoint is not None:
+            self._arm(operation)
         try:
             result = do()
         except OSError as error:
-            pack(self._memory, at, caller.request, tag, FINISHED, error.errno, now, ino, other)
+            pack(self._memory, at, caller.request, tag, FINISHED, error.errno, ino, other)
             raise
-        if fail_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        pack(self._memory, at, caller.request, tag, FINISHED, 0, now, ino, other)
+        self._die_at("after")
+        pack(self._memory, at, caller.request, tag, FINISHED, 0, ino, other)
         return result
 
-    def _fail(self, operation: str) -> bool:
-        """Whether to die after the operation; dies here and now if that is asked for."""
+    def note(self, ino: int) -> None:
+        """From within ``do``: this inode was made, and is about to get its name."""
+        at, request, tag, other = self._pending
+        SLOT.pack_into(self._memory, at, request, tag, PENDING, 0, ino, other)
+        self._die_at("between")
+
+    def _arm(self, operation: str) -> None:
         assert self._failpoint is not None
         try:
             wanted, _, point = self._failpoint.read_text().strip().partition(":")
         except FileNotFoundError:
-            return False
-        if wanted != operation:
-            return False
-        self._failpoint.unlink()
-        if point == "before":
+            return
+        if wanted == operation:
+            self._failpoint.unlink()
+            self._armed = point
+            self._die_at("before")
+
+    def _die_at(self, point: str) -> None:
+        if self._armed == point:
             os.kill(os.getpid(), signal.SIGKILL)
-        return True
