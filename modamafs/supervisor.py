@@ -35,6 +35,7 @@ import msgspec
 from modamafs import mounting
 from modamafs.config import MountSpec, load_mount_spec, read_json, save_mount_spec, write_json
 from modamafs.errors import ConfigurationError, MountRefused
+from modamafs.store.backing import Store
 
 LOG = logging.getLogger("modamafs.supervisor")
 
@@ -167,6 +168,8 @@ def prepare(spec: MountSpec, runtime: Path) -> Prepared:
     Raises ``MountRefused``.
     """
     mounting.check(spec)
+    with Store(Path(spec.store)) as store:
+        store.check()
     runtime.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with _exclusive(runtime.parent / ".lock"), contextlib.ExitStack() as undo:
         mounting.check(spec)  # again: somebody may have mounted while we waited for the lock
