@@ -211,11 +211,11 @@ class WriteBuffered(Job):
         return f"{self.title}, {self.sizes.file_bytes >> 20} MiB"
 
     def run(self, root: Path) -> float:
-        return worker("write", root / "work" / "new", self.sizes.file_bytes, *self.flags)
+        return worker("write", root / self.store.work / "new", self.sizes.file_bytes, *self.flags)
 
     def verify(self) -> None:
         size = self.sizes.file_bytes
-        with (self.store.root / "work" / "new").open("rb") as stream:
+        with (self.store.root / self.store.work / "new").open("rb") as stream:
             expect(os.fstat(stream.fileno()).st_size == size, "size of the written file")
             for offset in range(0, size, max(work.CHUNK, size // 64)):
                 stream.seek(offset)
@@ -315,7 +315,7 @@ class Untar(Job):
 
     def unpack(self, root: Path) -> float:
         """Do it."""
-        return command("tar", "-xf", self.archive, "-C", root / "work")
+        return command("tar", "-xf", self.archive, "-C", root / self.store.work)
 
     def run(self, root: Path) -> float:
         return self.unpack(root)
@@ -325,7 +325,7 @@ class Untar(Job):
         with tarfile.open(self.archive) as archive:
             for member in archive:
                 if (stream := archive.extractfile(member)) is not None:
-                    path = self.store.root / "work" / member.name
+                    path = self.store.root / self.store.work / member.name
                     expect(path.is_file() and path.read_bytes() == stream.read(), member.name)
 
 
@@ -339,10 +339,10 @@ class RemoveTree(Untar):
         self.unpack(root)
 
     def run(self, root: Path) -> float:
-        return command("rm", "-rf", root / "work" / "tree")
+        return command("rm", "-rf", root / self.store.work / "tree")
 
     def verify(self) -> None:
-        expect(not (self.store.root / "work" / "tree").exists(), "the tree is still there")
+        expect(not (self.store.root / self.store.work / "tree").exists(), "the tree is still there")
 
 
 class GitClone(Job):
@@ -358,14 +358,16 @@ class GitClone(Job):
     def clone(self, root: Path) -> float:
         """Do it."""
         source = self.store.source / "repository.git"
-        return command("git", "clone", "--quiet", "--no-hardlinks", source, root / "work" / "clone")
+        return command(
+            "git", "clone", "--quiet", "--no-hardlinks", source, root / self.store.work / "clone"
+        )
 
     def run(self, root: Path) -> float:
         return self.clone(root)
 
     def verify(self) -> None:
         output = self.store.source / "status"
-        clone = self.store.root / "work" / "clone"
+        clone = self.store.root / self.store.work / "clone"
         command("git", "-C", clone, "status", "--porcelain", output=output)
         expect(output.stat().st_size == 0, "the clone's working tree differs")
 
@@ -379,7 +381,7 @@ class GitStatus(GitClone):
 
     def status(self, root: Path) -> float:
         """Do it once."""
-        return command("git", "status", "--porcelain", directory=root / "work" / "clone")
+        return command("git", "status", "--porcelain", directory=root / self.store.work / "clone")
 
     def setup(self, root: Path) -> None:
         self.clone(root)

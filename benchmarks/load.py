@@ -6,8 +6,6 @@ not those of a process that has used up its share of the processor. A loop runs 
 prints one JSON object: `operations`, `errors` (texts) and `gaps`, the pauses of more than 5 ms as
 pairs of CLOCK_MONOTONIC seconds, begin and end.
 """
-# System calls are the subject.
-# ruff: noqa: PTH102, PTH104, PTH106, PTH108, PTH116
 
 import itertools
 import json

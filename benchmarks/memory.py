@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             facts = machine.facts(place.root)
             system = Modamafs(place.root, place.mountpoint)
             with system.mounted():
-                os.listdir(system.root)  # noqa: PTH208 — the first request has come and gone
+                os.listdir(system.root)
                 time.sleep(SETTLE_S)
                 pid = system.worker_pid()
                 before, held = memory_bytes(pid), descriptors(pid)

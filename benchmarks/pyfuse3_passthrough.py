@@ -10,7 +10,7 @@ O_DIRECT, handed on to the backing file with a buffer that is not aligned, ends 
 It is no starting point for a file system of your own; `modamafs/fuse` is.
 """
 # System calls are the subject, and signatures are those of the handlers.
-# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH106, PTH115, PTH116, PTH118, PTH211, ARG002
+# ruff: noqa: ARG002
 
 import errno
 import os

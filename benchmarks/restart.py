@@ -62,9 +62,12 @@ class Loop:
 
 
 @contextmanager
-def loops(root: Path, bare: Path) -> Iterator[dict[str, Loop]]:
-    """Both loops below `root` and the witness below `bare`, running inside the block."""
-    targets = {"metadata": root / "work", "reader": root / "data", "witness": bare / "data"}
+def loops(root: Path, bare: Path, work: str) -> Iterator[dict[str, Loop]]:
+    """Both loops below `root` and the witness below `bare`, running inside the block.
+
+    The metadata loop has the directory `work` of `root` for itself.
+    """
+    targets = {"metadata": root / work, "reader": root / "data", "witness": bare / "data"}
     running: dict[str, Loop] = {}
     try:
         for kind, target in targets.items():
@@ -126,11 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with store.directory(chosen.directory, store.QUICK) as place:
             store.make_file(place.root / "data", FILE_BYTES)
             facts = machine.facts(place.root)
-            with loops(place.root, place.root) as bare:
+            with loops(place.root, place.root, place.work) as bare:
                 time.sleep(CALM_S)
             place.settle()
             system = Modamafs(place.root, place.mountpoint)
-            with system.mounted(), loops(system.root, place.root) as loaded:
+            with system.mounted(), loops(system.root, place.root, place.work) as loaded:
                 begin = time.monotonic()
                 time.sleep(CALM_S)
                 calm = time.monotonic()

@@ -9,15 +9,20 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import work
-from benchmarks.systems import undisturbed
+from benchmarks.systems import run, undisturbed
 
 DEFAULT_DIRECTORY = Path("/var/tmp")
+INODES_A_GROUP = 8192
+"""mke2fs's default; elsewhere the search for a fresh group is merely in vain."""
+RECENT_S = 400.0
+CANDIDATES = 30
 GIT = {
     "PATH": os.environ.get("PATH", os.defpath),
     "LC_ALL": "C",
@@ -48,12 +53,17 @@ FULL = Sizes(1 << 30, 50_000, 5000, 50_000, 2000)
 QUICK = Sizes(64 << 20, 5000, 500, 5000, 200)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Store:
-    """`base/store` is what the systems show, `base/mnt` where, `base/source` is nobody's."""
+    """`base/store` is what the systems show, `base/mnt` where, `base/source` is nobody's.
+
+    `work` names the directory inside the store that the next sample may write to.
+    """
 
     base: Path
     sizes: Sizes
+    work: str = ""
+    groups: dict[int, float] = field(default_factory=dict)
 
     @property
     def root(self) -> Path:
@@ -75,10 +85,34 @@ class Store:
         return shutil.disk_usage(self.base).free
 
     def settle(self) -> None:
-        """Let nothing of the last job write back into the next one's time."""
-        shutil.rmtree(self.root / "work", ignore_errors=True)
-        (self.root / "work").mkdir()
+        """Let nothing of the last sample weigh on the next one: neither pages nor inodes.
+
+        What was written is deleted before it is synced. And the next sample gets a new directory in
+        another block group, for ext4 does not give out an inode within a minute (six, if its block
+        is dirty) of its deletion, and searches past all such inodes for each new file: unpacking
+        the same archive in the same place again and again takes ten times as long on the bare disk.
+        """
+        if self.work:
+            shutil.rmtree(self.root / self.work, ignore_errors=True)
+        self.work = self.fresh_directory().name
         os.sync()
+
+    def fresh_directory(self) -> Path:
+        """Make a directory in a block group that was not used lately, as far as one turns up."""
+        best: tuple[float, Path] | None = None
+        for _ in range(CANDIDATES):
+            path = Path(tempfile.mkdtemp(prefix="work-", dir=self.root))
+            used = self.groups.get(path.stat().st_ino // INODES_A_GROUP, -RECENT_S)
+            if best is None or used < best[0]:
+                best, path = (used, path), best[1] if best else path
+            if path != best[1]:
+                path.rmdir()
+            if time.monotonic() - best[0] > RECENT_S:
+                break
+        assert best is not None
+        best[1].chmod(0o755)
+        self.groups[best[1].stat().st_ino // INODES_A_GROUP] = time.monotonic()
+        return best[1]
 
 
 @contextmanager
@@ -87,8 +121,10 @@ def directory(parent: Path, sizes: Sizes) -> Iterator[Store]:
     base = Path(tempfile.mkdtemp(prefix="modamafs-bench-", dir=parent.resolve(strict=True)))
     try:
         store = Store(base, sizes)
-        for path in (store.root, store.mountpoint, store.source, store.root / "work"):
+        for path in (store.root, store.mountpoint, store.source):
             path.mkdir(mode=0o755)
+        run("chattr", "+T", store.root)  # ext4: its directories go to different block groups
+        store.settle()
         yield store
     finally:
         with undisturbed():
