@@ -296,7 +296,7 @@ class Find(Job):
 
 
 class Untar(Job):
-    """`tar -x` of small files into a new directory; the archive lies on the bare disk."""
+    """`tar -xz` of small files into a new directory; the archive lies on the bare disk."""
 
     name = "untar"
     title = "untar"
@@ -308,7 +308,7 @@ class Untar(Job):
     @property
     def archive(self) -> Path:
         """What is unpacked."""
-        return self.store.source / "archive.tar"
+        return self.store.source / "archive.tar.gz"
 
     def warm(self) -> None:
         self.archive.read_bytes()
@@ -321,7 +321,7 @@ class Untar(Job):
         return self.unpack(root)
 
     def verify(self) -> None:
-        # Content only, so that bindfs can be timed: through it tar's files lose their mtime.
+        # Content only, so that bindfs can be timed: through it files get another mtime.
         with tarfile.open(self.archive) as archive:
             for member in archive:
                 if (stream := archive.extractfile(member)) is not None:

@@ -170,16 +170,16 @@ def make_tree(path: Path, count: int, each: int = 100) -> None:
 
 
 def make_archive(source: Path, count: int) -> None:
-    """`archive.tar` with `count` small files (1 to 8 KiB) in directories of 50."""
+    """`archive.tar.gz` with `count` text files (1 to 24 KiB) in directories of 50."""
     generator = random.Random(2)
     with tempfile.TemporaryDirectory(dir=source) as scratch:
         tree = Path(scratch) / "tree"
         for number in range(count):
             folder = tree / f"package{number // 50:03d}" / "source"
             folder.mkdir(parents=True, exist_ok=True)
-            content = generator.randbytes(generator.randint(1, 8) << 10)
-            (folder / f"file{number:05d}.dat").write_bytes(content)
-        with tarfile.open(source / "archive.tar", "w") as archive:
+            content = generator.randbytes(generator.randint(1, 24) << 9).hex()
+            (folder / f"file{number:05d}.txt").write_text(content)
+        with tarfile.open(source / "archive.tar.gz", "w:gz") as archive:
             archive.add(tree, "tree")
 
 

@@ -9,6 +9,7 @@ import argparse
 import importlib
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -30,7 +31,6 @@ log = logging.getLogger("modamafs.worker")
 EXIT_MOUNT_GONE = 0
 EXIT_PLANNED = 75
 CAP_SYS_RESOURCE = 24
-OVERLAYFS = "overlay"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,8 +61,10 @@ def wait_for_turn() -> bool:
         return supervisor.read(1) == b"g"
 
 
-def give_up_privileges() -> None:
-    """Quotas and reserved blocks count for everybody: without CAP_SYS_RESOURCE they do."""
+def set_limits() -> None:
+    """As many descriptors as allowed; and quotas and reserved blocks as for everybody else."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     _volume.drop_capability(CAP_SYS_RESOURCE)
 
 
@@ -71,7 +73,7 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
     from modamafs.fuse.operations import Operations
     from modamafs.fuse.session import Session, backing_files
 
-    give_up_privileges()
+    set_limits()
     failpoints = os.environ.get("MODAMAFS_FAILPOINTS") == "1"
     session = Session(fuse_fd, runtime, passthrough=spec.passthrough, interpose=spec.channel)
     with Store(Path(spec.store)) as store, session:

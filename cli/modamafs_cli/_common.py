@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
+
 from modamafs import mounting, supervisor
 from modamafs.config import (
     Config,

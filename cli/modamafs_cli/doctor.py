@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+
 from modamafs import mounting
 from modamafs.errors import ModamaError
-
 from modamafs_cli._common import emit, json_option
 
 # sys/fanotify.h, fcntl.h

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import click
+
 from modamafs.config import CONFIG_FILE, DEFAULT_FILE
 from modamafs.errors import InvalidRequest
-
 from modamafs_cli._common import emit, json_option
 
 

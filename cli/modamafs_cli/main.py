@@ -11,9 +11,9 @@ import sys
 from importlib.metadata import version
 
 import click
-from modamafs.errors import ModamaError
 
 import modamafs_cli
+from modamafs.errors import ModamaError
 
 EXIT_FAILURE = 3
 

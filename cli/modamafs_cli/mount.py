@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 import msgspec
+
 from modamafs import mounting, supervisor
 from modamafs.config import load_config, mount_spec, runtime_dir
 from modamafs.errors import ConfigurationError
-
 from modamafs_cli._common import emit, json_option
 
 

@@ -7,9 +7,9 @@ import signal
 import time
 
 import click
+
 from modamafs import supervisor
 from modamafs.errors import ModamaError, NotMounted
-
 from modamafs_cli._common import emit, find_mount, json_option
 
 PATIENCE_S = 3 * supervisor.GRACE_S

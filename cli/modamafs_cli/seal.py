@@ -6,9 +6,9 @@ import os
 from typing import Any
 
 import click
+
 from modamafs.control import client
 from modamafs.model import Caller
-
 from modamafs_cli._common import emit, json_option, locate
 
 

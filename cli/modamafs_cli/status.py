@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import click
+
 from modamafs import mounting
 from modamafs.control import client
 from modamafs.errors import ModamaError
-
 from modamafs_cli._common import RunningMount, all_mounts, emit, json_option
 
 PATIENCE_S = 2.0

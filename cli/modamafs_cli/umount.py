@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import click
+
 from modamafs import mounting, supervisor
 from modamafs.errors import Busy, NotMounted, NotPermitted
-
 from modamafs_cli._common import RunningMount, emit, json_option, load_mount, runtime_of
 
 PATIENCE_S = 5.0

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 NEW = b".new"
+RECORD_MODE = 0o644
+DIRECTORY_MODE = 0o755
+"""Set after opening, too: the umask of the process is whoever's request is being handled."""
 
 
 def write_record(dir_fd: int, name: bytes, record: Mapping[str, Any] | bytes) -> None:
@@ -28,11 +31,12 @@ def write_record(dir_fd: int, name: bytes, record: Mapping[str, Any] | bytes) ->
     fd = os.open(
         temporary,
         os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
-        0o644,
+        RECORD_MODE,
         dir_fd=dir_fd,
     )
     try:
         with open(fd, "wb") as file:
+            os.fchmod(fd, RECORD_MODE)
             file.write(data)
             file.flush()
             os.fsync(fd)
@@ -61,10 +65,11 @@ def append_line(dir_fd: int, name: bytes, record: Mapping[str, Any]) -> None:
     fd = os.open(
         name,
         os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
-        0o644,
+        RECORD_MODE,
         dir_fd=dir_fd,
     )
     try:
+        os.fchmod(fd, RECORD_MODE)
         os.write(fd, json.dumps(record, ensure_ascii=False).encode() + b"\n")
         os.fsync(fd)
     finally:
@@ -86,11 +91,14 @@ def open_records(dir_fd: int, *names: bytes) -> int:
     fd = os.dup(dir_fd)
     for name in names:
         try:
-            os.mkdir(name, 0o755, dir_fd=fd)
-            os.fsync(fd)
+            os.mkdir(name, DIRECTORY_MODE, dir_fd=fd)
+            made = True
         except FileExistsError:
-            pass
+            made = False
         below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+        if made:
+            os.fchmod(below, DIRECTORY_MODE)
+            os.fsync(fd)
         os.close(fd)
         fd = below
     return fd

@@ -496,6 +496,7 @@ class Tree:
 
     def _opened(self, fd: int, flags: int, caller: Caller) -> tuple[Handle, Attributes]:
         """The handle of a file that was just opened; takes the descriptor over."""
+        backing_id = 0
         try:
             attributes = self._volume.attributes(fd)
             backing_id = self._backing_id(fd, attributes, caller)
@@ -508,6 +509,8 @@ class Tree:
                 self._state.end_registration(backing_id)
         except BaseException:
             os.close(fd)
+            if backing_id and backing_id not in self.handles.backing_ids():
+                self._close_backing_file(backing_id)
             raise
         if backing_id:
             os.close(fd)
@@ -536,9 +539,13 @@ class Tree:
         if removed is None:
             return None
         handle, backing_id = removed
-        if backing_id and self._backing_files is not None:
-            self._backing_files.close(backing_id)
+        if backing_id:
+            self._close_backing_file(backing_id)
         return handle.take_fd()
+
+    def _close_backing_file(self, backing_id: int) -> None:
+        assert self._backing_files is not None
+        self._backing_files.close(backing_id)
 
     def descriptor(self, handle: Handle) -> int:
         """Our own descriptor of an open file without passthrough, opened anew after a restart.
