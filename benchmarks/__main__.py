@@ -42,6 +42,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=options.positive, default=3, help="default: 3")
     parser.add_argument("--quick", action="store_true", help="small sizes, for development")
+    parser.add_argument(
+        "--idle",
+        action="store_true",
+        help="let idle cores be halted; a request then costs what waking them up costs",
+    )
     return parser.parse_args(arguments)
 
 
@@ -62,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = store.QUICK if chosen.quick else store.FULL
     began = datetime.now().astimezone()
     try:
-        with store.directory(chosen.directory, sizes) as place:
+        with (
+            machine.awake(not chosen.idle) as awake,
+            store.directory(chosen.directory, sizes) as place,
+        ):
             if place.free() < ROOM * sizes.file_bytes:
                 return options.refuse(
                     f"{chosen.directory}: needs {ROOM * sizes.file_bytes >> 20} MiB"
@@ -78,11 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return options.refuse(str(error))
     progress("")
-    stem = report.stem("-quick" if chosen.quick else "")
+    stem = report.stem(("-quick" if chosen.quick else "") + ("-idle" if chosen.idle else ""))
     run: dict[str, object] = {
         "began": began.isoformat(timespec="seconds"),
         "ended": datetime.now().astimezone().isoformat(timespec="seconds"),
         "rounds": chosen.rounds,
+        "cores_kept_awake": awake,
         "sizes": asdict(sizes),
     }
     report.write_json(chosen.results / f"{stem}.json", report.record(rows, facts, run))

@@ -13,6 +13,8 @@ from benchmarks.store import Store
 from benchmarks.systems import System, SystemFailedError
 
 SETTLE_S = 0.1
+MOUNTED_S = 1.0
+"""Between mount and job, for every system: daemons go on starting after they answer."""
 CONTENT_REQUESTS = ("READ", "WRITE")
 """What the daemon must not see of a passthrough file."""
 
@@ -124,6 +126,7 @@ def sample(job: Job, system: System, store: Store) -> Sample:
     try:
         job.warm()
         with system.mounted():
+            time.sleep(MOUNTED_S)
             try:
                 job.setup(system.root)
                 seconds = job.run(system.root)

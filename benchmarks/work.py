@@ -15,6 +15,7 @@ import random
 import struct
 import sys
 from collections.abc import Callable
+from statistics import median
 from time import perf_counter
 
 CHUNK = 1 << 20
@@ -23,6 +24,8 @@ WRITE = 64 << 10
 """Bytes of one buffered write(2)."""
 BLOCK = 4096
 """Bytes of one random read; every block of the data file starts with its own number."""
+PARTS = 5
+"""Warm jobs of milliseconds are done so many times; the median counts."""
 HEADER = struct.Struct("<Q")
 
 
@@ -99,7 +102,7 @@ def write(path: str, size: str, *flags: str) -> float:
 
 
 def random_reads(path: str, size: str, count: str) -> float:
-    """Read `count` blocks of 4 KiB at seeded random places of an open file."""
+    """Read `count` blocks of 4 KiB at seeded random places of an open file, in `PARTS` parts."""
     generator = random.Random(4096)
     blocks = int(size) // BLOCK
     offsets = [generator.randrange(blocks) * BLOCK for _ in range(int(count))]
@@ -107,31 +110,37 @@ def random_reads(path: str, size: str, count: str) -> float:
     vector = [buffer]
     preadv = os.preadv
     fd = os.open(path, os.O_RDONLY)
-    begin = perf_counter()
-    for offset in offsets:
-        preadv(fd, vector, offset)
-    seconds = perf_counter() - begin
+    times = []
+    for part in range(PARTS):
+        begin = perf_counter()
+        for offset in offsets[part::PARTS]:
+            preadv(fd, vector, offset)
+        times.append(perf_counter() - begin)
     for offset in offsets[:64]:
         preadv(fd, vector, offset)
         check_block(buffer, offset // BLOCK)
     os.close(fd)
-    return seconds
+    return median(times) * PARTS
 
 
 def stat(directory: str, count: str, warm_passes: str, passes: str) -> float:
-    """stat(2) `count` files of a directory by name: unmeasured passes first, then measured ones."""
+    """stat(2) `count` files of a directory by name: unmeasured passes, then measured ones.
+
+    The median of the measured ones counts.
+    """
     paths = [f"{directory}/{number:06d}" for number in range(int(count))]
     call = os.stat
     for _ in range(int(warm_passes)):
         for path in paths:
             call(path)
-    begin = perf_counter()
+    times = []
     for _ in range(int(passes)):
+        begin = perf_counter()
         for path in paths:
             call(path)
-    seconds = perf_counter() - begin
+        times.append(perf_counter() - begin)
     check(call(paths[-1]).st_size == len(paths) - 1, "st_size is wrong")
-    return seconds
+    return median(times)
 
 
 def scan(directory: str, count: str) -> float:

@@ -92,7 +92,7 @@ def _made_up_data() -> ModuleType:
         from modamafs_cli import _demo_store
     except ModuleNotFoundError as error:
         raise ModamaError(
-            f"the demo needs {error.name}: run 'pip install modamafs[demo]'"
+            f"the demo needs {error.name}: run '{sys.executable} -m pip install numpy h5py mrcfile'"
         ) from error
     return _demo_store
 
@@ -573,7 +573,7 @@ class Tour:
         self._tell(
             f"cd {shlex.quote(str(self._place.directory))}",
             "modamafs status",
-            f"modamafs unseal data/{self._made_up.SESSION}/raw --reason 'just trying'",
+            f"modamafs unseal data/{self._made_up.SESSION}/raw --reason trying",
             "modamafs umount data",
             *(["SUDO umount disk"] if self._place.image else []),
             'cd / && SUDO rm -r "$OLDPWD"',

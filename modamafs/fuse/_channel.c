@@ -50,10 +50,12 @@
 #include <unistd.h>
 
 enum opcode {
+    OP_FORGET = 2,
     OP_SETXATTR = 21,
     OP_INIT = 26,
     OP_CREATE = 35,
     OP_IOCTL = 39,
+    OP_BATCH_FORGET = 42,
     OP_FALLOCATE = 43,
     OP_READDIRPLUS = 44,
     OP_LSEEK = 46,
@@ -194,19 +196,22 @@ static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
         memcpy(buffer, channel.init.request, channel.init.len);
         return channel.init.len;
     }
-    got = read(fd, buffer, size);
-    if (got < 0) {
-        if (errno == EAGAIN) /* pyfuse3 takes EINTR as "nothing to do", and EAGAIN as its end */
-            errno = EINTR;
-        return got;
-    }
-    if ((size_t)got < sizeof *header)
-        return got;
+    do {
+        got = read(fd, buffer, size);
+        if (got < 0) {
+            if (errno == EAGAIN) /* pyfuse3 takes EINTR as "nothing to do", and EAGAIN as its end */
+                errno = EINTR;
+            return got;
+        }
+        if ((size_t)got < sizeof *header)
+            return got;
+        if (header->opcode < OP_LIMIT)
+            channel.seen[header->opcode]++;
+    } while (header->opcode == OP_FORGET || header->opcode == OP_BATCH_FORGET);
+    /* Those want no answer, and nothing is kept of what the kernel knows: nothing to forget. */
     channel.current = header->unique;
     channel.uid = header->uid;
     channel.gid = header->gid;
-    if (header->opcode < OP_LIMIT)
-        channel.seen[header->opcode]++;
     switch (header->opcode) {
     case OP_INIT:
         if ((size_t)got <= sizeof channel.init.request) {

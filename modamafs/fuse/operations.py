@@ -91,6 +91,16 @@ class Operations(pyfuse3.Operations):
         self._threads = trio.CapacityLimiter(16)
         self._scheduler = scheduler(pyfuse3)
         self._changing = tree.handles.writing
+        self._quick: dict[int, Callable[..., bytes]] = {
+            21: self._setxattr,
+            39: self._ioctl,
+            44: self._readdirplus,
+            46: self._lseek,
+        }
+        self._slow: dict[int, Callable[..., bytes]] = {
+            43: self._fallocate,
+            47: self._copy_file_range,
+        }
         self._listed: OrderedDict[int, float] = OrderedDict()
 
     async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -134,7 +144,7 @@ class Operations(pyfuse3.Operations):
         return self._entry(found)
 
     async def forget(self, inode_list: object) -> None:
-        """Nothing is kept for a node that the kernel knows."""
+        """Nothing is kept of what the kernel knows (the channel does not even ask)."""
 
     @handler
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
@@ -382,17 +392,12 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """Called by the channel; answers with ``_channel.reply``, now or later."""
         caller = Caller(uid, gid, pid, 0, *_channel.current())
-        quick: dict[int, Callable[..., bytes]] = {
-            21: self._setxattr,
-            39: self._ioctl,
-            44: self._readdirplus,
-            46: self._lseek,
-        }
         try:
-            if opcode in quick:
-                _channel.reply(req, 0, quick[opcode](ino, caller, *arguments))
+            quick = self._quick.get(opcode)
+            if quick is not None:
+                _channel.reply(req, 0, quick(ino, caller, *arguments))
             else:
-                slow = {43: self._fallocate, 47: self._copy_file_range}[opcode]
+                slow = self._slow[opcode]
                 answer: Callable[..., Any] = self._answer_later
                 self._nursery.start_soon(answer, req, slow, caller, *arguments)
         except Exception as error:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tests.support.mounts import command, modamafs
 from tests.support.targets import Workshop
 
 COLUMNS = 80
+
+pytestmark = pytest.mark.usefixtures("place")
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def place(
     assert running == []
 
 
-def test_what_it_promises(place: Path) -> None:
+def test_what_it_promises() -> None:
     done = modamafs("demo", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     figures = json.loads(done.stdout)
@@ -53,7 +56,7 @@ def test_what_it_promises(place: Path) -> None:
     assert figures["verified"] is True
 
 
-def test_without_passthrough_the_daemon_reads(place: Path) -> None:
+def test_without_passthrough_the_daemon_reads() -> None:
     done = modamafs("demo", "--json", "--no-passthrough")
     assert (done.returncode, done.stderr) == (0, "")
     figures = json.loads(done.stdout)
@@ -87,9 +90,7 @@ def test_in_a_pipe_it_is_plain_and_when_kept_it_can_be_played_with(place: Path) 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["A store is", "answers after", "mrcfile", "kill -9"])
-def test_it_can_be_interrupted_at_any_moment(
-    place: Path, number: signal.Signals, moment: str
-) -> None:
+def test_it_can_be_interrupted_at_any_moment(number: signal.Signals, moment: str) -> None:
     with subprocess.Popen(
         [*command(), "demo"],
         stdout=subprocess.PIPE,
@@ -98,7 +99,7 @@ def test_it_can_be_interrupted_at_any_moment(
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     ) as demo:
-        assert demo.stdout and demo.stderr  # noqa: PT018
+        assert demo.stdout and demo.stderr
         for line in demo.stdout:
             if moment in line:
                 break
@@ -120,7 +121,8 @@ def test_it_can_be_interrupted_at_any_moment(
         (
             [],
             {"PYTHONPATH": "{place}.without"},
-            "modamafs: the demo needs h5py: run 'pip install modamafs[demo]'\n",
+            "modamafs: the demo needs h5py: "
+            f"run '{sys.executable} -m pip install numpy h5py mrcfile'\n",
         ),
     ],
 )

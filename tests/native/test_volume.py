@@ -220,15 +220,17 @@ def test_scan_is_scandir(volume_root: tuple[str, Path]) -> None:
         assert len({offset for _, offset, _ in whole}) == len(whole)
         assert all(0 < offset < 1 << 63 for _, offset, _ in whole)
         for size_bytes in (-1, 0, 512, 4096):
-            assert listing(volume, fd, size_bytes) == whole
+            again = listing(volume, fd, size_bytes)
+            assert [entry[:2] for entry in again] == [entry[:2] for entry in whole]
         for at in random.Random(1).sample(range(len(whole)), 40):
             rest = volume.scan(fd, whole[at][1], 1 << 16)
-            assert rest == whole[at + 1 :][: len(rest)]
+            expected_rest = [entry[:2] for entry in whole[at + 1 :]][: len(rest)]
+            assert [entry[:2] for entry in rest] == expected_rest
             assert rest or at == len(whole) - 1
         named = {name: found for name, _, found in whole}
         for path in paths[:-1]:
             assert_same(named[os.fsencode(path.name)], path)
-        assert named[b"."] == volume.attributes(fd)
+        assert named[b"."].ino == volume.attributes(fd).ino
         assert named[b".."].ino == top.stat().st_ino
 
 

@@ -36,7 +36,7 @@ def restart(tmp_path: Path) -> Iterator[Restart]:
         state.close()
 
 
-def facts(handle: Handle) -> tuple[int, ...]:
+def facts(handle: Handle) -> tuple[int, int, int, int, int, int]:
     return handle.fh, handle.ino, handle.flags, handle.backing_id, handle.uid, handle.gid
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def answered() -> str:
     return "answered"
 
 
-def never(*_: object) -> str:
+def never(*_: object) -> Any:
     raise AssertionError("not to be called")
 
 

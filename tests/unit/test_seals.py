@@ -7,9 +7,10 @@ import json
 import mmap
 import os
 import re
-import resource
-import signal
+import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,12 +146,22 @@ def test_the_manifest_is_sorted(store: Store, raw: Path) -> None:
     assert names == sorted(names)
 
 
+def point_elsewhere(raw: Path) -> None:
+    (raw / "link").unlink()
+    (raw / "link").symlink_to("frames/2.tif")
+
+
+def become_a_directory(raw: Path) -> None:
+    (raw / "fifo").unlink()
+    (raw / "fifo").mkdir()
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "content": lambda raw: (raw / "frames" / "1.tif").write_bytes(b"First"),
     "name": lambda raw: (raw / "frames" / "1.tif").rename(raw / "frames" / "3.tif"),
-    "empty directory": lambda raw: (raw / "frames" / "empty").rmdir(),
-    "target": lambda raw: ((raw / "link").unlink(), (raw / "link").symlink_to("frames/2.tif")),
-    "kind": lambda raw: ((raw / "fifo").unlink(), (raw / "fifo").mkdir()),
+    "empty directory": lambda raw: shutil.rmtree(raw / "frames" / "empty"),
+    "target": point_elsewhere,
+    "kind": become_a_directory,
 }
 
 
@@ -207,8 +218,8 @@ def test_the_record_is_there_before_anything_is_looked_at(
 
 
 @pytest.mark.parametrize(
-    "relative", [b"area/project/session/raw/", b"/area/project/session/raw", b"area/./project//session/raw"]
-)  # fmt: skip
+    "relative", [RAW + b"/", b"/" + RAW, RAW.replace(b"project", b"./project/")]
+)
 def test_a_path_may_be_written_in_several_ways(store: Store, raw: Path, relative: bytes) -> None:
     assert seal(store, relative, ROOT)["path"] == RAW.decode()
     assert records(raw).exists()
@@ -243,13 +254,31 @@ def test_what_can_not_be_sealed(
     assert not list(top.rglob(".modama"))
 
 
-def test_a_name_that_leaves_no_room_for_the_records_names(store: Store, top: Path) -> None:
-    for length, fits in [(seals.LONGEST_NAME_BYTES, True), (seals.LONGEST_NAME_BYTES + 1, False)]:
-        (top / "area" / ("n" * length)).mkdir(parents=True)
-        relative = b"area/" + b"n" * length
-        with contextlib.nullcontext() if fits else pytest.raises(InvalidRequest, match="too long"):
-            seal(store, relative, ROOT)
-        assert (covering(store, relative) == relative) is fits
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_name_that_leaves_no_room_for_the_records_names(top: Path, more: int) -> None:
+    name = b"n" * (seals.LONGEST_NAME_BYTES + more)
+    (top / "area" / name.decode()).mkdir(parents=True)
+    with Store(top) as store:
+        with pytest.raises(InvalidRequest, match="too long") if more else contextlib.nullcontext():
+            seal(store, b"area/" + name, ROOT)
+        assert (covering(store, b"area/" + name) is None) is bool(more)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="defect: _Place leaks two descriptors where the name is too long"
+)
+def test_a_name_that_is_too_long_leaves_no_descriptor(top: Path) -> None:
+    name = b"n" * (seals.LONGEST_NAME_BYTES + 1)
+    (top / "area" / name.decode()).mkdir(parents=True)
+
+    def count_left() -> int:
+        with Store(top) as store:
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(InvalidRequest, match="too long"):
+                seal(store, b"area/" + name, ROOT)
+            return len(os.listdir("/proc/self/fd")) - before
+
+    assert in_child(count_left) == 0
 
 
 def test_only_the_owner_or_root_can_seal(store: Store, raw: Path) -> None:
@@ -268,9 +297,7 @@ def test_what_lies_in_something_sealed_is_not_sealed_again(store: Store, raw: Pa
 
 
 @pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, os.O_WRONLY | os.O_APPEND])
-def test_a_file_that_is_open_for_writing_is_in_the_way(
-    store: Store, raw: Path, flags: int
-) -> None:
+def test_a_file_that_is_open_for_writing_is_in_the_way(store: Store, raw: Path, flags: int) -> None:
     with (
         opened(raw / "frames" / "2.tif", flags),
         pytest.raises(Busy, match=re.escape("frames/2.tif")),
@@ -322,13 +349,20 @@ def test_a_full_disk_leaves_it_open(store: Store, raw: Path) -> None:
     for number in range(60):
         (raw / f"{number:04}").touch()
 
-    def fill() -> None:
+    code = f"""if True:
+        import resource, signal
+        from pathlib import Path
+        from modamafs.model import Caller
+        from modamafs.store.backing import Store
+        from modamafs.store.seals import seal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-        seal(store, RAW, ROOT)
-
-    with pytest.raises(OSError, match="File too large"):
-        in_child(fill)
+        with Store(Path({str(store.path)!r})) as store:
+            seal(store, {RAW!r}, Caller(0, 0))
+    """
+    # not a forked child: blake3's threads would be missing in it
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "OSError: [Errno 27] File too large" in done.stderr, done
     is_open(store, raw)
     assert history(raw) == []
     assert seal(store, RAW, ROOT)["file_count"] == 68
@@ -401,7 +435,8 @@ def test_files_with_names_of_any_bytes_do_no_harm(store: Store, raw: Path) -> No
 def test_two_do_not_seal_one_directory_at_the_same_time(
     store: Store, raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest, seconds = seals._manifest, []
+    manifest = seals._manifest
+    seconds: list[str | None] = []
 
     def meanwhile(place: Any) -> Any:
         if not seconds:
@@ -421,8 +456,9 @@ def test_two_do_not_seal_one_directory_at_the_same_time(
 @pytest.mark.xfail(
     strict=True, reason="defect: a directory that is being sealed can be unsealed meanwhile"
 )
+@pytest.mark.usefixtures("raw")
 def test_what_is_unsealed_meanwhile_does_not_end_up_sealed(
-    store: Store, raw: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, outcome = seals._manifest, []
 
@@ -469,7 +505,8 @@ def test_unseal_is_for_root_with_a_reason(store: Store, raw: Path) -> None:
     assert len(history(raw)) == 1
 
 
-def test_unseal_of_what_is_not_sealed(store: Store, raw: Path) -> None:
+@pytest.mark.usefixtures("raw")
+def test_unseal_of_what_is_not_sealed(store: Store) -> None:
     with pytest.raises(InvalidRequest, match="is not sealed"):
         unseal(store, RAW, ROOT, "because")
     seal(store, RAW, ROOT)
@@ -503,7 +540,8 @@ def test_covers_by_descriptor(store: Store, raw: Path, top: Path) -> None:
     (raw.parent / "raw2").mkdir()
     (raw.parent / "raw2" / "file").touch()
     asking = Seals(store)
-    inside = [raw, raw / "frames", raw / "frames" / "empty", raw / "large.mrc", raw / "link", raw / "fifo"]  # fmt: skip
+    inside = [raw, raw / "frames", raw / "frames" / "empty", raw / "large.mrc"]
+    inside += [raw / "link", raw / "fifo"]
     outside = [top, top / "area", raw.parent, raw.parent / "raw2", raw.parent / "raw2" / "file"]
     for path in inside + outside:
         with opened(path) as fd:
@@ -528,9 +566,8 @@ def test_covers_asks_the_records_and_not_a_memory(store: Store, raw: Path) -> No
         assert asking.covers(fd), "in whatever state the record is"
 
 
-def test_what_has_no_path_in_the_store_is_covered_as_soon_as_anything_is(
-    store: Store, raw: Path
-) -> None:
+@pytest.mark.usefixtures("raw")
+def test_what_has_no_path_in_the_store_is_covered_as_soon_as_anything_is(store: Store) -> None:
     with tempfile.TemporaryFile(dir="/var/tmp") as elsewhere:
         assert not Seals(store).covers(elsewhere.fileno())
         seal(store, RAW, ROOT)
@@ -548,33 +585,6 @@ def deepen(directory: Path, levels: int) -> int:
     return fd
 
 
-def remove_deep(directory: Path) -> None:
-    """``rm -r`` of what has no path."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    depth = 0
-    while names := os.listdir(fd):
-        name = names[0]
-        with contextlib.suppress(IsADirectoryError):
-            os.unlink(name, dir_fd=fd)
-            continue
-        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
-        if os.listdir(below):
-            os.close(fd)
-            fd = below
-            depth += 1
-            continue
-        os.close(below)
-        os.rmdir(name, dir_fd=fd)
-        while depth and not os.listdir(fd):
-            above = os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
-            os.close(fd)
-            fd = above
-            depth -= 1
-            empty = next(one for one in os.listdir(fd) if one == "n" * 200)
-            os.rmdir(empty, dir_fd=fd)
-    os.close(fd)
-
-
 def test_paths_longer_than_path_max(store: Store, raw: Path) -> None:
     fd = deepen(raw / "frames" / "empty", 25)
     try:
@@ -588,31 +598,34 @@ def test_paths_longer_than_path_max(store: Store, raw: Path) -> None:
         assert not asking.covers(fd)
     finally:
         os.close(fd)
-        remove_deep(raw / "frames" / "empty")
+        subprocess.run(["rm", "-rf", str(raw / "frames" / "empty")], check=True)
 
 
 @pytest.mark.xfail(
     strict=True,
     reason="defect: covering() takes a record whose path is longer than PATH_MAX for none",
 )
-def test_a_directory_near_path_max_is_sealed_or_refused(store: Store, raw: Path) -> None:
-    base = raw / "frames" / "empty"
-    fd = deepen(base, (4096 - len(str(base))) // 201 - 1)
-    path = os.readlink(f"/proc/self/fd/{fd}")
-    name = "m" * (4090 - len(path) - 1)
+def test_a_directory_near_path_max_is_sealed_or_refused() -> None:
+    """The record's path is 19 bytes longer, and may be too long where the directory's is not."""
+    top = Path(f"/var/tmp/{os.getpid() % 100000}")
+    base = top / "area"
+    base.mkdir(parents=True)
+    fd = deepen(base, (4095 - len(str(base)) - 21) // 201)
+    above = os.readlink(f"/proc/self/fd/{fd}")
+    name = "m" * (4095 - len(above) - 1)
     os.mkdir(name, dir_fd=fd)
-    relative = os.fsencode(path).split(os.fsencode(store.path) + b"/")[1] + b"/" + name.encode()
     below = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+    relative = f"{above}/{name}".removeprefix(f"{top}/").encode()
     try:
-        sealed = False
-        with contextlib.suppress(InvalidRequest):
-            sealed = seal(store, relative, ROOT)["state"] == "sealed"
-        assert Seals(store).covers(below) is sealed
+        with Store(top) as store:
+            sealed = False
+            with contextlib.suppress(InvalidRequest):
+                sealed = seal(store, relative, ROOT)["state"] == "sealed"
+            assert Seals(store).covers(below) is sealed
     finally:
         os.close(below)
-        os.rmdir(name, dir_fd=fd)
         os.close(fd)
-        remove_deep(base)
+        subprocess.run(["rm", "-rf", str(top)], check=True)
 
 
 def test_below(store: Store, raw: Path, top: Path) -> None:
