@@ -94,6 +94,7 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
             session.attach(operations, stack_depth=1)
             await nursery.start(serve, runtime / "control.sock", commands(session, tree))
             await nursery.start(stop_on_sigterm, session)
+            nursery.start_soon(trio.to_thread.run_sync, tree.find_seals)
             log.info("serving store=%s mountpoint=%s", spec.store, spec.mountpoint)
             await session.serve()
             nursery.cancel_scope.cancel()

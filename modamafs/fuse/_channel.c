@@ -154,6 +154,7 @@ static struct {
     uint64_t seen[OP_LIMIT]; /* requests by opcode */
     struct pending_open pending[PENDING_OPENS];
     PyObject *handler;
+    fuse_req_t answered;     /* by reply(), while the handler runs */
 } channel = {.fd = -1, .init_fd = -1};
 
 /* ---- requests -------------------------------------------------------------------------------- */
@@ -366,6 +367,7 @@ static void hand_over(fuse_req_t req, enum opcode opcode, fuse_ino_t ino, PyObje
     const struct fuse_ctx *ctx = fuse_req_ctx(req);
     PyObject *head = NULL, *all = NULL, *result = NULL;
 
+    channel.answered = NULL;
     if (arguments && channel.handler)
         head = Py_BuildValue("(iKKIIi)", opcode, (unsigned long long)(uintptr_t)req,
                              (unsigned long long)ino, ctx->uid, ctx->gid, (int)ctx->pid);
@@ -376,7 +378,8 @@ static void hand_over(fuse_req_t req, enum opcode opcode, fuse_ino_t ino, PyObje
     if (!result) {
         if (PyErr_Occurred())
             PyErr_WriteUnraisable(channel.handler);
-        fuse_reply_err(req, EIO);
+        if (channel.answered != req) /* libfuse has freed it otherwise */
+            fuse_reply_err(req, EIO);
     }
     Py_XDECREF(result);
     Py_XDECREF(all);
@@ -625,6 +628,7 @@ static PyObject *py_reply(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "Kiy*", &req, &error, &payload))
         return NULL;
     fuse_req_t request = (fuse_req_t)(uintptr_t)req;
+    channel.answered = request;
     int failed = error || !payload.len ? fuse_reply_err(request, error)
                                        : fuse_reply_buf(request, payload.buf, (size_t)payload.len);
     PyBuffer_Release(&payload);

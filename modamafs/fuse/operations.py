@@ -392,16 +392,17 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """Called by the channel; answers with ``_channel.reply``, now or later."""
         caller = Caller(uid, gid, pid, 0, *_channel.current())
+        quick = self._quick.get(opcode)
+        if quick is None:
+            answer: Callable[..., Any] = self._answer_later
+            self._nursery.start_soon(answer, req, self._slow[opcode], caller, *arguments)
+            return
         try:
-            quick = self._quick.get(opcode)
-            if quick is not None:
-                _channel.reply(req, 0, quick(ino, caller, *arguments))
-            else:
-                slow = self._slow[opcode]
-                answer: Callable[..., Any] = self._answer_later
-                self._nursery.start_soon(answer, req, slow, caller, *arguments)
+            payload = quick(ino, caller, *arguments)
         except Exception as error:
-            _channel.reply(req, errno_of(error, f"opcode {opcode}"), b"")
+            _channel.reply(req, errno_of(error, quick.__name__), b"")
+        else:
+            _channel.reply(req, 0, payload)
 
     async def _answer_later(self, req: int, slow: Callable[..., bytes], *arguments: Any) -> None:
         try:

@@ -374,12 +374,16 @@ static PyObject *Volume_lookup(Volume *self, PyObject *const *args, Py_ssize_t c
     struct statx st;
     uint32_t generation;
 
-    if (count != 2 || !PyBytes_Check(args[1]))
+    char *name;
+
+    if (count != 2)
         return PyErr_Format(PyExc_TypeError, "lookup() takes dir_fd and name");
     long dir_fd = PyLong_AsLong(args[0]);
-    if (PyErr_Occurred())
+    if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[1], &name, NULL))
         return NULL;
-    if (fetch(self, (int)dir_fd, PyBytes_AS_STRING(args[1]), &st, &generation)) {
+    if (!*name)
+        Py_RETURN_NONE;
+    if (fetch(self, (int)dir_fd, name, &st, &generation)) {
         if (errno == ENOENT)
             Py_RETURN_NONE;
         return os_error();
@@ -774,6 +778,8 @@ static PyObject *py_drop_capability(PyObject *self, PyObject *arg)
 
     if (PyErr_Occurred())
         return NULL;
+    if (number < 0 || number >= 64)
+        return PyErr_Format(PyExc_ValueError, "there is no capability %ld", number);
     uint32_t bit = ~(1u << (number % 32));
     own_capabilities[number / 32].effective &= bit;
     own_capabilities[number / 32].permitted &= bit;

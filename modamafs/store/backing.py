@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 from pathlib import Path
 from types import TracebackType
 
@@ -32,6 +33,8 @@ utimens = _volume.utimens
 write = _volume.write
 
 
+FS_IOC_GETFLAGS = 0x80086601
+FS_APPEND_FL = 0x20
 BTRFS_IOC_GET_SUBVOL_ROOTREF = 0xD000943D
 SUBVOLUME_ROOTREF_BYTES = 4096
 
@@ -125,8 +128,26 @@ def create(dir_fd: int, name: bytes, flags: int, mode: int, caller: Caller) -> i
 
 
 def create_unnamed(dir_fd: int, flags: int, mode: int, caller: Caller) -> int:
-    """``open(2)`` with O_TMPFILE in the directory, as the caller; a descriptor."""
-    return _volume.create(dir_fd, b".", flags, mode, caller.uid, caller.gid, caller.umask)
+    """``open(2)`` with O_TMPFILE in the directory, as the caller; a descriptor.
+
+    Without a write mode in ``flags`` it is open for reading and writing: O_TMPFILE wants one.
+    """
+    access = flags if flags & os.O_ACCMODE else flags | os.O_RDWR
+    return _volume.create(
+        dir_fd, b".", access | os.O_TMPFILE, mode, caller.uid, caller.gid, caller.umask
+    )
+
+
+def is_append_only(fd: int) -> bool:
+    """Whether a directory may only grow (``chattr +a``)."""
+    flags = bytearray(4)
+    try:
+        fcntl.ioctl(fd, FS_IOC_GETFLAGS, flags)
+    except OSError as error:
+        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP):
+            return False
+        raise
+    return bool(int.from_bytes(flags, sys.byteorder) & FS_APPEND_FL)
 
 
 def mknod(dir_fd: int, name: bytes, mode: int, rdev: int, caller: Caller) -> None:

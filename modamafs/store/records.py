@@ -6,6 +6,7 @@ reads it, after a crash too, finds the old one or the new one.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -17,16 +18,18 @@ DIRECTORY_MODE = 0o755
 """Set after opening, too: the umask of the process is whoever's request is being handled."""
 
 
+def encode(record: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """A record as JSON with a newline; what is not UTF-8 in a name is escaped (``\\udcff``)."""
+    text = json.dumps(record, indent=indent, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
 def write_record(dir_fd: int, name: bytes, record: Mapping[str, Any] | bytes) -> None:
     """Write a record (or plain bytes) durably.
 
     OSError: ENOSPC, EROFS, EDQUOT; then nothing has changed.
     """
-    data = (
-        record
-        if isinstance(record, bytes)
-        else json.dumps(record, indent=2, ensure_ascii=False).encode() + b"\n"
-    )
+    data = record if isinstance(record, bytes) else encode(record, indent=2)
     temporary = name + NEW
     fd = os.open(
         temporary,
@@ -70,8 +73,15 @@ def append_line(dir_fd: int, name: bytes, record: Mapping[str, Any]) -> None:
     )
     try:
         os.fchmod(fd, RECORD_MODE)
-        os.write(fd, json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        os.fsync(fd)
+        line = encode(record)
+        before = os.fstat(fd).st_size
+        try:
+            if os.write(fd, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301
+            os.fsync(fd)
+        except OSError:
+            os.ftruncate(fd, before)
+            raise
     finally:
         os.close(fd)
     os.fsync(dir_fd)
@@ -91,14 +101,21 @@ def open_records(dir_fd: int, *names: bytes) -> int:
     fd = os.dup(dir_fd)
     for name in names:
         try:
-            os.mkdir(name, DIRECTORY_MODE, dir_fd=fd)
-            made = True
-        except FileExistsError:
-            made = False
-        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
-        if made:
-            os.fchmod(below, DIRECTORY_MODE)
-            os.fsync(fd)
-        os.close(fd)
+            below = _open_directory(fd, name)
+        finally:
+            os.close(fd)
         fd = below
+    return fd
+
+
+def _open_directory(dir_fd: int, name: bytes) -> int:
+    try:
+        os.mkdir(name, DIRECTORY_MODE, dir_fd=dir_fd)
+        made = True
+    except FileExistsError:
+        made = False
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    if made:
+        os.fchmod(fd, DIRECTORY_MODE)
+        os.fsync(dir_fd)
     return fd

@@ -17,7 +17,7 @@ import os
 import pwd
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -28,6 +28,7 @@ from modamafs.errors import Busy, InvalidRequest, NotPermitted
 from modamafs.model import RECORDS, Caller, SealState
 from modamafs.store.backing import Store, path_of
 from modamafs.store.records import (
+    DIRECTORY_MODE,
     append_line,
     open_records,
     read_record,
@@ -39,6 +40,8 @@ SEALS = b"seals"
 HISTORY = b"history.jsonl"
 LIST = RECORDS + b"/sealed"
 LONGEST_NAME_BYTES = 255 - len(b".B3SUMS.new")
+LONGEST_PATH_BYTES = 3500
+"""So that the record's path, and the sealed directory's seen from outside, fit into PATH_MAX."""
 
 
 class Seals:
@@ -49,17 +52,32 @@ class Seals:
         self._prefix = path_of(store.root_fd).rstrip(b"/") + b"/"
         self._listed: list[bytes] = []
         self._listed_at = -1
+        self._searched = False
 
-    def covers(self, fd: int) -> bool:
+    def search(self, *, write: bool) -> None:
+        """Make the list where it is missing, by looking through the store. Takes long.
+
+        Without ``write`` (or where there is nothing to write) it is only remembered.
+        """
+        if not is_listed(self._store):
+            found = list(recorded_below(self._store.root_fd))
+            if found and write:
+                rebuild_list(self._store, found)
+            self._listed = found
+        self._searched = True
+
+    def covers(self, fd: int) -> bool | None:
         """Whether what a descriptor names, or a directory above it, is sealed.
 
-        A file whose path the kernel can't tell (a file server's handle may have none yet, and one
-        of more than 4096 bytes has none) is taken for sealed as soon as anything is.
+        None: the kernel can't tell the path. A file that was opened by handle may have none yet,
+        and one of more than 4096 bytes has none.
         """
         relative = self._relative(fd)
-        if relative is None:
-            return bool(self.sealed_roots())
-        return covering(self._store, relative) is not None
+        return None if relative is None else covering(self._store, relative) is not None
+
+    def any(self) -> bool:
+        """Whether anything at all is sealed, as far as is known so far."""
+        return bool(self.sealed_roots())
 
     def _relative(self, fd: int) -> bytes | None:
         try:
@@ -85,6 +103,8 @@ class Seals:
 
     def below(self, dir_fd: int, name: bytes) -> bool:
         """Whether the directory ``name`` in ``dir_fd`` is sealed, or anything below it."""
+        if not self._searched and not is_listed(self._store):
+            return self._is_recorded_below(dir_fd, name)
         roots = self.sealed_roots()
         if not roots:
             return False
@@ -94,16 +114,25 @@ class Seals:
         relative = parent + b"/" + name if parent else name
         return any(root == relative or root.startswith(relative + b"/") for root in roots)
 
+    @staticmethod
+    def _is_recorded_below(dir_fd: int, name: bytes) -> bool:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+        try:
+            own = _entries(dir_fd, RECORDS + b"/" + SEALS)
+            return name + b".json" in own or next(recorded_below(fd), None) is not None
+        finally:
+            os.close(fd)
+
     def sealed_roots(self) -> list[bytes]:
         """The paths of the sealed directories, relative to the store."""
         try:
             changed_ns = os.stat(LIST, dir_fd=self._store.root_fd).st_mtime_ns
         except FileNotFoundError:
-            return []
+            changed_ns = self._listed_at
         if changed_ns != self._listed_at:
             self._listed = list(listed(self._store))
             self._listed_at = changed_ns
-        return self._listed
+        return [root for root in self._listed if covering(self._store, root) == root]
 
 
 def covering(store: Store, relative: bytes) -> bytes | None:
@@ -121,37 +150,75 @@ def covering(store: Store, relative: bytes) -> bytes | None:
 
 def listed(store: Store) -> Iterator[bytes]:
     """The sealed directories that the list knows."""
-    fd = os.open(LIST, os.O_RDONLY | os.O_DIRECTORY, dir_fd=store.root_fd)
+    for name in _entries(store.root_fd, LIST):
+        yield os.readlink(LIST + b"/" + name, dir_fd=store.root_fd)
+
+
+def is_listed(store: Store) -> bool:
+    """Whether the list of sealed directories is there."""
+    return os.access(LIST, os.F_OK, dir_fd=store.root_fd)
+
+
+def rebuild_list(store: Store, found: Iterable[bytes]) -> None:
+    """Make the list of the sealed directories that were found, unless it is there by now."""
+    records = open_records(store.root_fd, RECORDS)
+    building = b"sealed.%d.new" % os.getpid()
     try:
-        for name in os.listdir(fd):
-            yield os.fsencode(os.readlink(name, dir_fd=fd))
+        os.mkdir(building, DIRECTORY_MODE, dir_fd=records)
+        fd = os.open(building, os.O_RDONLY | os.O_DIRECTORY, dir_fd=records)
+        try:
+            os.fchmod(fd, DIRECTORY_MODE)
+            for relative in found:
+                os.symlink(relative, _tag(relative), dir_fd=fd)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        try:
+            os.rename(building, b"sealed", src_dir_fd=records, dst_dir_fd=records)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _remove_directory(records, building)  # somebody else was quicker, and has gone on
+        os.fsync(records)
+    finally:
+        os.close(records)
+
+
+def _remove_directory(dir_fd: int, name: bytes) -> None:
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
+    try:
+        for entry in os.listdir(fd):
+            os.unlink(entry, dir_fd=fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=dir_fd)
+
+
+def recorded_below(dir_fd: int) -> Iterator[bytes]:
+    """The directories below that have a seal's record, relative to it, by looking everywhere."""
+    for directory, names, _, fd in os.fwalk(b".", dir_fd=dir_fd, onerror=_raise_unless_gone):
+        if RECORDS not in names:
+            continue
+        names.remove(RECORDS)
+        for record in _entries(fd, RECORDS + b"/" + SEALS):
+            if record.endswith(b".json"):
+                yield os.path.normpath(os.path.join(directory, record.removesuffix(b".json")))
+
+
+def _entries(dir_fd: int, name: bytes) -> list[bytes]:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return []
+    try:
+        return [os.fsencode(entry) for entry in os.listdir(fd)]
     finally:
         os.close(fd)
 
 
-def rebuild_list(store: Store) -> None:
-    """Make the list of sealed directories from the records, where it is missing."""
-    try:
-        os.stat(LIST, dir_fd=store.root_fd)
-    except FileNotFoundError:
-        pass
-    else:
-        return
-    for directory, names, _, fd in os.fwalk(b".", dir_fd=store.root_fd):
-        if RECORDS not in names:
-            continue
-        names.remove(RECORDS)
-        try:
-            records = os.open(RECORDS + b"/seals", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
-        except FileNotFoundError:
-            continue
-        try:
-            for record in os.listdir(records):
-                if record.endswith(".json"):
-                    name = os.fsencode(record.removesuffix(".json"))
-                    _enlist(store, os.path.normpath(os.path.join(directory, name)))
-        finally:
-            os.close(records)
+def _raise_unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _tag(relative: bytes) -> bytes:
@@ -192,15 +259,38 @@ class _Place:
                 f"{shown or '/'}: a seal covers a session's directory (AREA/PROJECT/SESSION/raw); "
                 "the store's root, an area and modamafs's own directories can't be sealed"
             )
-        self.parent_fd, self.fd = _open_directory(store, parts)
         self.name = parts[-1]
-        if len(self.name) > LONGEST_NAME_BYTES:
+        if len(self.name) > LONGEST_NAME_BYTES or len(self.relative) > LONGEST_PATH_BYTES:
             raise InvalidRequest(f"{shown}: the name is too long to be sealed; rename it")
+        self.parent_fd, self.fd = _open_directory(store, parts)
         self.record = self.name + b".json"
         self.manifest = self.name + b".B3SUMS"
 
     def open_records(self) -> int:
-        return open_records(self.parent_fd, RECORDS, SEALS)
+        """The directory of the records, made where it is missing, and ours alone until closed.
+
+        Busy: somebody else is sealing or unsealing here.
+        """
+        return self._lock(open_records(self.parent_fd, RECORDS, SEALS))
+
+    def open_existing_records(self) -> int | None:
+        """The same, but None where there is none."""
+        try:
+            fd = os.open(
+                RECORDS + b"/" + SEALS, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.parent_fd
+            )
+        except FileNotFoundError:
+            return None
+        return self._lock(fd)
+
+    def _lock(self, fd: int) -> int:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            shown = os.fsdecode(self.relative)
+            raise Busy(f"{shown} is being sealed or unsealed just now: wait for that") from None
+        return fd
 
     def write_history(self, event: dict[str, Any]) -> None:
         fd = open_records(self.parent_fd, RECORDS)
@@ -278,16 +368,18 @@ def _seal(place: _Place, records: int, caller: Caller) -> dict[str, Any]:
         "immutable_flag": False,
         "tool": f"modamafs {version('modamafs')}",
     }
-    _enlist(place.store, place.relative)
-    write_record(records, place.record, record)
+    if not is_listed(place.store):
+        rebuild_list(place.store, recorded_below(place.store.root_fd))
     try:
+        _enlist(place.store, place.relative)
+        write_record(records, place.record, record)
         _refuse_writers_and_outside_links(place)
         os.sync()
         manifest, facts = _manifest(place)
         write_record(records, place.manifest, manifest)
         record |= facts | {"state": SealState.SEALED.value}
-        place.write_history({"event": "sealed", **record})
         write_record(records, place.record, record)
+        place.write_history({"event": "sealed", **record})
     except BaseException:
         remove_record(records, place.manifest)
         remove_record(records, place.record)
@@ -307,10 +399,10 @@ def unseal(store: Store, relative: bytes, caller: Caller, reason: str) -> dict[s
         raise InvalidRequest("unsealing needs a reason: --reason TEXT")
     place = _Place(store, relative)
     try:
-        records = place.open_records()
+        records = place.open_existing_records()
         try:
-            record = read_record(records, place.record)
-            if record is None:
+            record = None if records is None else read_record(records, place.record)
+            if records is None or record is None:
                 above = covering(store, place.relative)
                 raise InvalidRequest(
                     f"{os.fsdecode(place.relative)} is not sealed"
@@ -331,7 +423,8 @@ def unseal(store: Store, relative: bytes, caller: Caller, reason: str) -> dict[s
             remove_record(records, place.manifest)
             _unlist(store, place.relative)
         finally:
-            os.close(records)
+            if records is not None:
+                os.close(records)
     finally:
         place.close()
     return event | {"state": SealState.OPEN.value}

@@ -75,6 +75,8 @@ class Tree:
             if lost not in self.handles.backing_ids():
                 backing_files.close(lost)
             state.end_registration(lost)
+        if backing_files is None:
+            self._reopen_writers()
 
     def close(self) -> None:
         """Close every descriptor; what the kernel holds is written down and stays."""
@@ -111,7 +113,9 @@ class Tree:
     def _lookup_dots(self, node: int, name: bytes) -> Attributes:
         fd = self.inodes.open(node, os.O_PATH)
         try:
-            if not (self._whole_volume or self.store.contains(fd)):
+            if not (self._whole_volume or self.store.contains(fd)) or is_own_path(
+                backing.path_of(fd)
+            ):
                 raise StaleHandle(f"inode {node} does not lie in the store")
             if name == b"." or node == ROOT:
                 return self._volume.attributes(fd)
@@ -142,7 +146,14 @@ class Tree:
 
     def _admit(self, operation: Operation, fd: int) -> None:
         """Let a mutation of what ``fd`` names, or of an entry in it, go ahead, or raise."""
-        decide(operation, sealed=self.seals.covers(fd), read_only=self.read_only)
+        sealed = self.seals.covers(fd)
+        if sealed is None:
+            sealed = self._may_be_sealed(fd)
+        decide(operation, sealed=sealed, read_only=self.read_only)
+
+    def _may_be_sealed(self, fd: int) -> bool:
+        """In doubt, yes; but nothing is ever sealed while it is open for writing."""
+        return self.seals.any() and self._volume.attributes(fd).ino not in self.handles.writing
 
     def _enter(self, parent: int, name: bytes, operation: Operation) -> int:
         """The descriptor of a directory whose entry ``name`` is about to change."""
@@ -194,6 +205,13 @@ class Tree:
         decide(Operation.SET_ATTRIBUTES, sealed=False, read_only=self.read_only)
         return seals.seal(self.store, relative, caller)
 
+    def find_seals(self) -> None:
+        """Make the list of sealed directories where it is missing. Takes long on a large store.
+
+        Until it is done, removing or renaming a directory looks through that directory instead.
+        """
+        self.seals.search(write=not self.read_only)
+
     def unseal(self, relative: bytes, caller: Caller, reason: str) -> dict[str, Any]:
         """Open a sealed directory again; see ``store.seals.unseal``."""
         decide(Operation.SET_ATTRIBUTES, sealed=False, read_only=self.read_only)
@@ -232,6 +250,9 @@ class Tree:
                 self._sweep(dir_fd, [temporary])
             if self._volume.lookup(dir_fd, name) is not None:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            if backing.is_append_only(dir_fd):  # what has a name there keeps it
+                make(name)
+                return self._entry(dir_fd, name)
             make(temporary)
             try:
                 self.journal.note(self._entry(dir_fd, temporary).ino)
@@ -444,13 +465,11 @@ class Tree:
             return handle, self.inodes.attributes(handle.ino)
         open_flags = self._access(flags)
         if unnamed:
-            fd = backing.create_unnamed(
-                dir_fd, open_flags | os.O_TMPFILE | (flags & os.O_EXCL), mode, caller
-            )
+            fd = backing.create_unnamed(dir_fd, open_flags | (flags & os.O_EXCL), mode, caller)
             return self._opened(fd, flags, caller)
 
         def do() -> int:
-            fd = backing.create_unnamed(dir_fd, open_flags | os.O_TMPFILE, mode, caller)
+            fd = backing.create_unnamed(dir_fd, open_flags, mode, caller)
             try:
                 self.journal.note(os.fstat(fd).st_ino)
                 backing.link(fd, dir_fd, name)
@@ -475,7 +494,7 @@ class Tree:
         if self._backing_files is not None:
             return flags & (os.O_ACCMODE | os.O_APPEND)
         # The kernel says where to append, and reads the rest of a page that it writes.
-        return os.O_RDONLY if flags & os.O_ACCMODE == os.O_RDONLY else os.O_RDWR
+        return os.O_RDWR if flags & os.O_ACCMODE else os.O_RDONLY
 
     def open(self, node: int, flags: int, caller: Caller) -> Handle:
         """Open a file. May take long with O_TRUNC on a large one."""
@@ -515,6 +534,16 @@ class Tree:
         if backing_id:
             os.close(fd)
         return handle, attributes
+
+    def _reopen_writers(self) -> None:
+        """After a restart: a file that is open for writing has to be seen to be (by a seal)."""
+        for handle in self.handles:
+            if handle.writable:
+                try:
+                    self.descriptor(handle)
+                except OSError as error:
+                    if error.errno != errno.ESTALE:  # without a name: it is lost, and says so
+                        raise
 
     def _reopen(self, fd: int, attributes: Attributes) -> int:
         """The same file, opened so that the kernel's own reads and writes at a position work."""
@@ -734,6 +763,11 @@ class _Descriptor:
 def is_own_name(name: bytes) -> bool:
     """Whether a name is one of our own: never shown, and refused to clients."""
     return name.startswith(RECORDS) and (name == RECORDS or name.startswith(TEMPORARY))
+
+
+def is_own_path(path: bytes) -> bool:
+    """Whether a path leads through one of our own directories."""
+    return any(is_own_name(name) for name in path.split(b"/"))
 
 
 def is_reserved_xattr(name: bytes) -> bool:

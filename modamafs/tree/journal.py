@@ -26,7 +26,7 @@ from typing import NamedTuple, TypeVar
 from modamafs.model import Caller
 from modamafs.tree.state import JOURNAL_OFFSET, JOURNAL_SLOT_BYTES, JOURNAL_SLOTS, State
 
-SLOT = struct.Struct("=Q16siiQQ")
+SLOT = struct.Struct("=QQ16siiQQ")
 
 PENDING, FINISHED = 1, 2
 
@@ -55,21 +55,23 @@ class Journal:
         self._memory = state.memory
         self._failpoint = failpoint
         self._armed = ""
-        self._next = 0
-        self._pending: tuple[int, int, bytes, int] = (0, 0, b"", 0)
+        self._count = 0
+        self._pending: tuple[int, int, int, bytes, int] = (0, 0, 0, b"", 0)
         self._earlier: dict[int, Intent] = {}
-        if not state.fresh:
-            self._load()
+        self._load()
 
     def _load(self) -> None:
-        for slot in range(JOURNAL_SLOTS):
-            at = JOURNAL_OFFSET + slot * JOURNAL_SLOT_BYTES
-            request, operation, status, errno, ino, other = SLOT.unpack_from(self._memory, at)
-            if request:
+        """Read what earlier workers wrote; it stays, for the next one, until it is overwritten."""
+        found = sorted(
+            SLOT.unpack_from(self._memory, JOURNAL_OFFSET + slot * JOURNAL_SLOT_BYTES)
+            for slot in range(JOURNAL_SLOTS)
+        )
+        for count, request, operation, status, errno, ino, other in found:
+            if count:
                 self._earlier[request] = Intent(
                     operation.rstrip(b"\0").decode(), status == FINISHED, errno, ino, other
                 )
-                SLOT.pack_into(self._memory, at, 0, b"", 0, 0, 0, 0)
+                self._count = count
 
     def recall(self, caller: Caller) -> Intent | None:
         """What an earlier worker wrote down of the caller's request, if it was sent again."""
@@ -96,27 +98,27 @@ class Journal:
                 raise OSError(intent.errno, os.strerror(intent.errno))
             if intent.finished or was_done(intent):
                 return redo()
-        at = JOURNAL_OFFSET + self._next * JOURNAL_SLOT_BYTES
-        self._next = (self._next + 1) % JOURNAL_SLOTS
+        self._count = count = self._count + 1
+        at = JOURNAL_OFFSET + count % JOURNAL_SLOTS * JOURNAL_SLOT_BYTES
         tag = operation.encode()
         pack = SLOT.pack_into
-        pack(self._memory, at, caller.request, tag, PENDING, 0, ino, other)
-        self._pending = (at, caller.request, tag, other)
+        pack(self._memory, at, count, caller.request, tag, PENDING, 0, ino, other)
+        self._pending = (at, count, caller.request, tag, other)
         if self._failpoint is not None:
             self._arm(operation)
         try:
             result = do()
         except OSError as error:
-            pack(self._memory, at, caller.request, tag, FINISHED, error.errno, ino, other)
+            pack(self._memory, at, count, caller.request, tag, FINISHED, error.errno, ino, other)
             raise
         self._die_at("after")
-        pack(self._memory, at, caller.request, tag, FINISHED, 0, ino, other)
+        pack(self._memory, at, count, caller.request, tag, FINISHED, 0, ino, other)
         return result
 
     def note(self, ino: int) -> None:
         """From within ``do``: this inode was made, and is about to get its name."""
-        at, request, tag, other = self._pending
-        SLOT.pack_into(self._memory, at, request, tag, PENDING, 0, ino, other)
+        at, count, request, tag, other = self._pending
+        SLOT.pack_into(self._memory, at, count, request, tag, PENDING, 0, ino, other)
         self._die_at("between")
 
     def _arm(self, operation: str) -> None:

@@ -48,6 +48,7 @@ class State:
         self.fresh = magic != MAGIC
         if self.fresh:
             self._used = self._serial = self._registering = self._last_id = 0
+            self.memory[JOURNAL_OFFSET:HANDLES_OFFSET] = bytes(HANDLES_OFFSET - JOURNAL_OFFSET)
             self._write()
 
     def close(self) -> None:

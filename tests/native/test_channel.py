@@ -414,11 +414,6 @@ def test_readdirplus(kernel: Kernel) -> None:
     assert kernel.query(b"calls") == [(*who, 7, (1 << 62) + 5, 4096)]
 
 
-TWO_REPLIES = pytest.mark.xfail(
-    strict=True,
-    reason="defect: hand_over() answers a request (freed memory) that reply() has answered already",
-)
-
 REQUESTS = {
     k.SETXATTR: k.SETXATTR_IN.pack(1, 0, 0, 0) + b"user.x\0v",
     k.IOCTL: k.IOCTL_IN.pack(7, 0, 0x5421, 0, 0, 0),
@@ -454,7 +449,6 @@ def test_a_handler_that_can_not_be_called_is_eio(tmp_path: Path) -> None:
         assert kernel.query(b"attached") is True
 
 
-@TWO_REPLIES
 def test_a_handler_that_raises_after_its_reply_answers_once(tmp_path: Path) -> None:
     with Kernel(tmp_path, wanted=WANTED) as kernel:
         kernel.init(EVERYTHING)
@@ -462,7 +456,6 @@ def test_a_handler_that_raises_after_its_reply_answers_once(tmp_path: Path) -> N
         assert kernel.query(b"attached") is True, "and this is the very next message"
 
 
-@TWO_REPLIES
 def test_a_reply_that_nobody_takes_does_no_harm(tmp_path: Path) -> None:
     """The write fails; nothing is answered twice, and the next request is read."""
     with Kernel(tmp_path, wanted=WANTED) as kernel:

@@ -670,9 +670,6 @@ def test_results_are_freed(tmp_path: Path, directory: int) -> None:
     assert sys.getallocatedblocks() - blocks < 200
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: drop_capability() writes outside of its table for such numbers"
-)
 @pytest.mark.parametrize("number", [-1, 64, 1 << 20])
 def test_a_capability_that_does_not_exist_is_an_error(tmp_path: Path, number: int) -> None:
     code = f"""if True:
@@ -695,7 +692,6 @@ def test_a_capability_that_does_not_exist_is_an_error(tmp_path: Path, number: in
     assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="defect: lookup() takes a name only up to a NUL, and ''")
 @pytest.mark.parametrize("name", [b"file\0more", b""])
 def test_a_name_is_looked_up_whole(tmp_path: Path, directory: int, name: bytes) -> None:
     (tmp_path / "file").touch()

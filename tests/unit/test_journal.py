@@ -202,20 +202,12 @@ def test_a_note_is_the_current_requests(restart: Restart) -> None:
     assert known == [Intent("mkdir", True, 0, 0, 0), Intent("mknod", False, 0, 9, 0)]
 
 
-TWICE = pytest.mark.xfail(
-    strict=True,
-    reason="defect: the journal is emptied when it is read, so that a second kill forgets",
-)
-
-
-@TWICE
 def test_a_worker_that_is_killed_before_the_request_came_forgets_nothing(restart: Restart) -> None:
     restart().once(FIRST, "mkdir", done, never, never)
     restart()  # and killed at once
     assert restart().once(AGAIN, "mkdir", never, never, answered) == "answered"
 
 
-@TWICE
 def test_a_worker_that_is_killed_while_it_answers_forgets_nothing(restart: Restart) -> None:
     restart().once(FIRST, "mkdir", done, never, never)
     with pytest.raises(Killed):
@@ -223,7 +215,6 @@ def test_a_worker_that_is_killed_while_it_answers_forgets_nothing(restart: Resta
     assert restart().once(AGAIN, "mkdir", never, never, answered) == "answered"
 
 
-@TWICE
 def test_a_pending_intent_outlives_two_kills(restart: Restart) -> None:
     with pytest.raises(Killed):
         restart().once(FIRST, "mkdir", dies, never, never, 7)

@@ -166,9 +166,6 @@ def test_lines_are_appended(tmp_path: Path, directory: int) -> None:
     assert text.count("\n") == 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: append_line() does not look at how much os.write() has written"
-)
 def test_a_line_is_appended_whole_or_it_is_an_error(tmp_path: Path, directory: int) -> None:
     append_line(directory, b"history", {"first": 1})
     size_bytes = (tmp_path / "history").stat().st_size
@@ -188,9 +185,6 @@ def test_directories_for_records_are_made_once(tmp_path: Path, directory: int) -
     assert stat.S_IMODE((tmp_path / ".modama").stat().st_mode) == 0o755
 
 
-@pytest.mark.xfail(
-    strict=True, reason="defect: open_records() leaks the descriptor of the directory above"
-)
 def test_a_file_in_the_way_leaves_no_descriptor_behind(tmp_path: Path) -> None:
     (tmp_path / ".modama").touch()
 

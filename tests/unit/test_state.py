@@ -101,10 +101,6 @@ def test_a_file_of_another_version_starts_empty(path: Path, content: bytes) -> N
     first.close()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="defect: the journal of another version's file is read by the next worker but one",
-)
 def test_nothing_of_another_version_comes_back_with_the_next_worker(path: Path) -> None:
     path.write_bytes(b"modamaf0".ljust(state.JOURNAL_OFFSET, b"\0") + b"\xff" * 4096)
     first = State(path)
