@@ -57,8 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
 def wait_for_turn() -> bool:
     """As a standby: say that everything is loaded, then wait to be told to go."""
     with open(0, "r+b", buffering=0, closefd=False) as supervisor:
-        supervisor.write(b"r")
-        return supervisor.read(1) == b"g"
+        try:
+            supervisor.write(b"r")
+            return supervisor.read(1) == b"g"
+        except ConnectionError:  # the supervisor is gone: so will be the mount, or another's turn
+            return False
 
 
 def set_limits() -> None:
