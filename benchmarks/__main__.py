@@ -22,6 +22,8 @@ def names(known: Mapping[str, object], text: str) -> list[str]:
     if not wanted <= known.keys():
         unknown = ", ".join(sorted(wanted - known.keys()))
         raise argparse.ArgumentTypeError(f"{unknown}: not one of {', '.join(known)}")
+    if not wanted:
+        raise argparse.ArgumentTypeError("choose at least one")
     return [name for name in known if name in wanted]
 
 
@@ -103,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report.table(rows, systems))
     print()
     print(report.summary(rows))
+    print(f"load before: {facts['load_before']:.1f} on {facts['cores']} cores")
     print(f"written: {chosen.results / stem}.json, .png")
     return 1 if runner.missed(rows) else 0
 

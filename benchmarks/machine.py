@@ -14,7 +14,6 @@ from pathlib import Path
 
 from benchmarks.systems import SYSTEMS, run
 
-
 LATENCY = Path("/dev/cpu_dma_latency")
 
 

@@ -57,6 +57,8 @@ def table(rows: Sequence[Row], systems: Sequence[str]) -> str:
                 notes.append(f"{name}, {row.job}: {failure}")
             else:
                 cells.append("–" if ratio is None else format_ratio(ratio))
+        unasked = {sample.unasked for sample in row.samples.get("modamafs", [])} - {None}
+        notes += [f"modamafs, {row.job}: {text}" for text in unasked]
         target = TARGETS[row.job]
         lines.append(
             [

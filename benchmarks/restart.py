@@ -56,9 +56,9 @@ class Loop:
         self.gaps = [(begin, end) for begin, end in found["gaps"]]
 
     def longest(self, since: float, until: float) -> float:
-        """The longest pause that overlaps this stretch of CLOCK_MONOTONIC, in seconds."""
-        touching = (end - begin for begin, end in self.gaps if end > since and begin < until)
-        return max(touching, default=load.NOTED_S)
+        """The longest pause that ended in this stretch of CLOCK_MONOTONIC, in seconds."""
+        ended = (end - begin for begin, end in self.gaps if since < end <= until)
+        return max(ended, default=load.NOTED_S)
 
 
 @contextmanager
@@ -100,8 +100,9 @@ def kill(system: Modamafs, last: int | None, wait_s: float) -> Kill:
         with suppress(SystemFailedError, KeyError, TypeError, ValueError):
             pid = system.worker_pid()
             if pid not in (0, last):
+                at = time.monotonic()
                 os.kill(pid, signal.SIGKILL)
-                return Kill(time.monotonic(), pid)
+                return Kill(at, pid)
         time.sleep(0.1)
     raise SystemFailedError(f"no new worker within {NEW_WORKER_S:g} s")
 

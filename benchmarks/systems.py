@@ -324,9 +324,13 @@ class Modamafs(System):
         """What `modamafs status --json` says of this mount."""
         try:
             done = self.command("status", "--json", self.mountpoint)
+        except subprocess.TimeoutExpired as error:
+            raise SystemFailedError("modamafs status does not return") from error
+        try:
             mounts: list[dict[str, Any]] = json.loads(done.stdout)
-        except (ValueError, subprocess.TimeoutExpired) as error:
-            raise SystemFailedError(f"modamafs status: {error}") from error
+        except ValueError as error:
+            said = " ".join(done.stderr.strip().splitlines()[-1:])
+            raise SystemFailedError(f"modamafs status: exit {done.returncode}: {said}") from error
         for mount in mounts:
             if mount.get("mountpoint") == str(self.mountpoint):
                 return mount

@@ -24,6 +24,15 @@ RECORDS = b".modama"
 """The directory name that holds records on the store, and is reserved on the mount."""
 
 
+TEMPORARY = RECORDS + b"~"
+"""What is being made has a name that begins so, for a moment, and is never shown."""
+
+
+def is_own_name(name: bytes) -> bool:
+    """Whether a name is one of our own: never shown, and refused to clients."""
+    return name.startswith(RECORDS) and (name == RECORDS or name.startswith(TEMPORARY))
+
+
 class Attributes(NamedTuple):
     """What ``statx(2)`` and ``name_to_handle_at(2)`` say of one inode.
 

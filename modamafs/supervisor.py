@@ -23,6 +23,7 @@ import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -59,6 +60,8 @@ DEATHS_LIMIT = 20
 DEATHS_WINDOW_S = 60.0
 """More deaths than the limit within the window: no worker will do."""
 
+FUSE_HAS_RESEND = 1 << 39
+
 WORKER = (sys.executable, "-P", "-m", "modamafs.worker")
 
 
@@ -86,6 +89,19 @@ class SupervisorState(msgspec.Struct, kw_only=True):
 def load_state(runtime: Path) -> SupervisorState:
     """Read ``supervisor.json``; ENOENT: there is no supervisor yet."""
     return read_json(runtime / "supervisor.json", SupervisorState)
+
+
+def survives_worker(runtime: Path) -> bool:
+    """Whether the kernel gives a new worker the requests that a killed one has left unanswered.
+
+    If not, whoever waits for one of them would wait for ever: better an end to the mount.
+    """
+    try:
+        saved = (runtime / "init.bin").read_bytes()  # struct saved_init in fuse/_channel.c
+    except FileNotFoundError:
+        return False
+    _, answered, agreed = struct.unpack_from("=IIQ", saved)
+    return bool(answered and agreed & FUSE_HAS_RESEND)
 
 
 def is_alive(state: SupervisorState) -> bool:
@@ -539,6 +555,12 @@ class Supervisor:
     def _on_worker_died(self, how: str) -> None:
         if not self._answered:
             self._give_up(f"the worker {how} before the mount answered{_last_words(self._runtime)}")
+            return
+        if not survives_worker(self._runtime):
+            self._give_up(
+                f"the worker {how}, and nothing can hand what it was asked to another one (that "
+                "takes Linux 6.9 and the channel)"
+            )
             return
         LOG.warning("worker-died how=%s", how)
         now = time.monotonic()

@@ -97,12 +97,20 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
             session.attach(operations, stack_depth=1)
             await nursery.start(serve, runtime / "control.sock", commands(session, tree))
             await nursery.start(stop_on_sigterm, session)
-            nursery.start_soon(trio.to_thread.run_sync, tree.find_seals)
+            nursery.start_soon(find_seals, tree)
             log.info("serving store=%s mountpoint=%s", spec.store, spec.mountpoint)
             await session.serve()
             nursery.cancel_scope.cancel()
         tree.close()
     return EXIT_PLANNED if session.stopping else EXIT_MOUNT_GONE
+
+
+async def find_seals(tree: Tree) -> None:
+    """Look for seals that the store's list lacks; what goes wrong there must end nothing."""
+    try:
+        await trio.to_thread.run_sync(tree.find_seals)
+    except OSError as error:
+        log.warning("search-for-seals-failed error=%s", error)
 
 
 async def stop_on_sigterm(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import stat
 import struct
@@ -38,6 +39,8 @@ from modamafs.tree.handles import Handle
 
 Result = TypeVar("Result")
 
+log = logging.getLogger("modamafs.fuse")
+
 INLINE_WRITE_BYTES = 64 << 10
 """Up to this size a write without passthrough is done at once; a larger one in a thread."""
 
@@ -66,6 +69,14 @@ INODE_IOCTLS = {
 def caller_of(ctx: RequestContext) -> Caller:
     """Who sent the request that is being handled. To be asked before anything is awaited."""
     return Caller(ctx.uid, ctx.gid, ctx.pid, ctx.umask, *_channel.current())
+
+
+def reply(req: int, error: int, payload: bytes = b"") -> None:
+    """Answer a request of the channel's; that the kernel does not take it must end nothing."""
+    try:
+        _channel.reply(req, error, payload)
+    except OSError as failure:
+        log.error("reply-refused errno=%s", failure.errno)
 
 
 class Operations(pyfuse3.Operations):
@@ -400,17 +411,17 @@ class Operations(pyfuse3.Operations):
         try:
             payload = quick(ino, caller, *arguments)
         except Exception as error:
-            _channel.reply(req, errno_of(error, quick.__name__), b"")
+            reply(req, errno_of(error, quick.__name__))
         else:
-            _channel.reply(req, 0, payload)
+            reply(req, 0, payload)
 
     async def _answer_later(self, req: int, slow: Callable[..., bytes], *arguments: Any) -> None:
         try:
             payload = await trio.to_thread.run_sync(slow, *arguments, limiter=self._threads)
         except Exception as error:
-            _channel.reply(req, errno_of(error, slow.__name__), b"")
+            reply(req, errno_of(error, slow.__name__))
         else:
-            _channel.reply(req, 0, payload)
+            reply(req, 0, payload)
 
     def _setxattr(
         self, ino: int, caller: Caller, name: bytes, value: bytes, flags: int, acl_flags: int

@@ -682,6 +682,27 @@ static PyObject *py_setxattr_as(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(exists_doc,
+"exists(dir_fd, path) -> bool\n\n"
+"Whether there is such a path. OSError where that can't be told (EIO, ENOMEM, …).");
+
+static PyObject *py_exists(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    char *path;
+    (void)self;
+
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "exists() takes dir_fd and path");
+    long dir_fd = PyLong_AsLong(args[0]);
+    if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[1], &path, NULL))
+        return NULL;
+    if (!faccessat((int)dir_fd, path, F_OK, 0))
+        Py_RETURN_TRUE;
+    if (errno == ENOENT || errno == ENOTDIR || errno == ENAMETOOLONG)
+        Py_RETURN_FALSE;
+    return os_error();
+}
+
 PyDoc_STRVAR(rename_doc,
 "rename(dir_fd, name, new_dir_fd, new_name, flags) -> None\n\nrenameat2(2).");
 
@@ -797,6 +818,7 @@ static PyMethodDef module_methods[] = {
     {"fallocate", py_fallocate, METH_VARARGS, fallocate_doc},
     {"ioctl_as", py_ioctl_as, METH_VARARGS, ioctl_as_doc},
     {"setxattr_as", py_setxattr_as, METH_VARARGS, setxattr_as_doc},
+    {"exists", (PyCFunction)(void (*)(void))py_exists, METH_FASTCALL, exists_doc},
     {"rename", py_rename, METH_VARARGS, rename_doc},
     {"link", py_link, METH_VARARGS, link_doc},
     {"chown", py_chown, METH_VARARGS, chown_doc},

@@ -25,7 +25,8 @@ from typing import Any
 from blake3 import blake3
 
 from modamafs.errors import Busy, InvalidRequest, NotPermitted
-from modamafs.model import RECORDS, Caller, SealState
+from modamafs.model import RECORDS, Caller, SealState, is_own_name
+from modamafs.store import _volume
 from modamafs.store.backing import Store, path_of
 from modamafs.store.records import (
     DIRECTORY_MODE,
@@ -35,6 +36,7 @@ from modamafs.store.records import (
     remove_record,
     write_record,
 )
+from modamafs.store.walk import walk
 
 SEALS = b"seals"
 HISTORY = b"history.jsonl"
@@ -136,13 +138,16 @@ class Seals:
 
 
 def covering(store: Store, relative: bytes) -> bytes | None:
-    """The sealed directory that a path (relative to the store) is, or lies in; None for none."""
+    """The sealed directory that a path (relative to the store) is, or lies in; None for none.
+
+    OSError where that can't be told (EIO, ENOMEM): then nothing may be changed.
+    """
     at = 0
     while at >= 0:
         end = relative.find(b"/", at)
         name = relative[at:end] if end >= 0 else relative[at:]
         record = relative[:at] + RECORDS + b"/seals/" + name + b".json"
-        if os.access(record, os.F_OK, dir_fd=store.root_fd):
+        if _volume.exists(store.root_fd, record):
             return relative[:at] + name
         at = end + 1 if end >= 0 else -1
     return None
@@ -162,7 +167,7 @@ def is_listed(store: Store) -> bool:
 def rebuild_list(store: Store, found: Iterable[bytes]) -> None:
     """Make the list of the sealed directories that were found, unless it is there by now."""
     records = open_records(store.root_fd, RECORDS)
-    building = b"sealed.%d.new" % os.getpid()
+    building = b"sealed.%s.new" % uuid.uuid4().hex.encode()
     try:
         os.mkdir(building, DIRECTORY_MODE, dir_fd=records)
         fd = os.open(building, os.O_RDONLY | os.O_DIRECTORY, dir_fd=records)
@@ -196,13 +201,13 @@ def _remove_directory(dir_fd: int, name: bytes) -> None:
 
 def recorded_below(dir_fd: int) -> Iterator[bytes]:
     """The directories below that have a seal's record, relative to it, by looking everywhere."""
-    for directory, names, _, fd in os.fwalk(b".", dir_fd=dir_fd, onerror=_raise_unless_gone):
-        if RECORDS not in names:
+    for directory in walk(dir_fd):
+        if RECORDS not in directory.directories:
             continue
-        names.remove(RECORDS)
-        for record in _entries(fd, RECORDS + b"/" + SEALS):
+        directory.directories.remove(RECORDS)
+        for record in _entries(directory.fd, RECORDS + b"/" + SEALS):
             if record.endswith(b".json"):
-                yield os.path.normpath(os.path.join(directory, record.removesuffix(b".json")))
+                yield os.path.join(directory.path, record.removesuffix(b".json"))
 
 
 def _entries(dir_fd: int, name: bytes) -> list[bytes]:
@@ -214,11 +219,6 @@ def _entries(dir_fd: int, name: bytes) -> list[bytes]:
         return [os.fsencode(entry) for entry in os.listdir(fd)]
     finally:
         os.close(fd)
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
 
 
 def _tag(relative: bytes) -> bytes:
@@ -441,30 +441,28 @@ def _user(uid: int) -> str:
         return str(uid)
 
 
-def _walk(fd: int) -> Iterator[tuple[bytes, int, os.stat_result]]:
-    """Everything below a directory: path relative to it, its directory's descriptor, attributes."""
-    for directory, names, files, dir_fd in os.fwalk(b".", dir_fd=fd, onerror=_raise):
-        if RECORDS in names:
-            names.remove(RECORDS)
-        for name in sorted(names + files):
-            path = os.path.normpath(os.path.join(directory, name))
-            yield path, dir_fd, os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-
-
-def _raise(error: OSError) -> None:
-    raise error
+def _contents(fd: int) -> Iterator[tuple[bytes, bytes, int, os.stat_result]]:
+    """Everything below a directory: path relative to it, name, its directory, attributes."""
+    for directory in walk(fd):
+        for name in [*directory.directories, *directory.others]:
+            if is_own_name(name):
+                if name in directory.directories:
+                    directory.directories.remove(name)
+                continue
+            found = os.stat(name, dir_fd=directory.fd, follow_symlinks=False)
+            yield os.path.join(directory.path, name), name, directory.fd, found
 
 
 def _refuse_writers_and_outside_links(place: _Place) -> None:
     busy: list[str] = []
     names: dict[int, int] = {}
     links: dict[int, tuple[int, str]] = {}
-    for path, dir_fd, found in _walk(place.fd):
+    for path, name, dir_fd, found in _contents(place.fd):
         if not stat.S_ISREG(found.st_mode):
             continue
         names[found.st_ino] = names.get(found.st_ino, 0) + 1
         links[found.st_ino] = (found.st_nlink, os.fsdecode(path))
-        if _is_open_for_writing(os.path.basename(path), dir_fd):
+        if _is_open_for_writing(name, dir_fd):
             busy.append(os.fsdecode(path))
     if busy:
         more = f" and {len(busy) - 3} more" if len(busy) > 3 else ""
@@ -495,15 +493,19 @@ def _manifest(place: _Place) -> tuple[bytes, dict[str, Any]]:
     content = blake3()
     lines: list[bytes] = []
     size_bytes = 0
-    for path, mode in sorted((path, found.st_mode) for path, _, found in _walk(place.fd)):
+    entries: list[tuple[bytes, int, bytes]] = []
+    for path, name, dir_fd, found in _contents(place.fd):
         detail = b""
-        if stat.S_ISREG(mode):
-            detail, length = _hash_file(place.fd, path)
+        if stat.S_ISREG(found.st_mode):
+            detail, length = _hash_file(name, dir_fd)
             size_bytes += length
+        elif stat.S_ISLNK(found.st_mode):
+            detail = os.readlink(name, dir_fd=dir_fd)
+        entries.append((path, stat.S_IFMT(found.st_mode), detail))
+    for path, kind, detail in sorted(entries):
+        if kind == stat.S_IFREG:
             lines.append(_b3sum_line(detail, path))
-        elif stat.S_ISLNK(mode):
-            detail = os.readlink(path, dir_fd=place.fd)
-        content.update(b"%o %s\0%s\0" % (stat.S_IFMT(mode), path, detail))
+        content.update(b"%o %s\0%s\0" % (kind, path, detail))
     return b"".join(lines), {
         "content_hash": f"blake3:{content.hexdigest()}",
         "file_count": len(lines),
@@ -511,8 +513,8 @@ def _manifest(place: _Place) -> tuple[bytes, dict[str, Any]]:
     }
 
 
-def _hash_file(root_fd: int, path: bytes) -> tuple[bytes, int]:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root_fd)
+def _hash_file(name: bytes, dir_fd: int) -> tuple[bytes, int]:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         hasher = blake3(max_threads=blake3.AUTO)
         hasher.update_mmap(f"/proc/self/fd/{fd}")

@@ -9,6 +9,7 @@ between a check and the change that it guards.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modamafs.errors import NotOnThisVolume, Reserved, StaleHandle
-from modamafs.model import RECORDS, ROOT, Attributes, Caller, Operation
+from modamafs.model import ROOT, TEMPORARY, Attributes, Caller, Operation, is_own_name
 from modamafs.policy.decide import decide
 from modamafs.store import backing, seals
 from modamafs.store.backing import Store
@@ -26,14 +27,14 @@ from modamafs.tree.inodes import Inodes
 from modamafs.tree.journal import Intent, Journal
 from modamafs.tree.state import State
 
+log = logging.getLogger(__name__)
+
 O_TMPFILE = os.O_TMPFILE & ~os.O_DIRECTORY
 LARGE_BYTES = 64 << 20
 """From this size on, freeing a file's blocks is left to a thread."""
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
-TEMPORARY = RECORDS + b"~"
-"""What is being made has a name that begins so, for a moment, and is never shown."""
 CAPABILITY = b"security.capability"
 
 
@@ -75,8 +76,7 @@ class Tree:
             if lost not in self.handles.backing_ids():
                 backing_files.close(lost)
             state.end_registration(lost)
-        if backing_files is None:
-            self._reopen_writers()
+        self._reopen_writers()
 
     def close(self) -> None:
         """Close every descriptor; what the kernel holds is written down and stays."""
@@ -538,12 +538,11 @@ class Tree:
     def _reopen_writers(self) -> None:
         """After a restart: a file that is open for writing has to be seen to be (by a seal)."""
         for handle in self.handles:
-            if handle.writable:
+            if handle.writable and not handle.backing_id:
                 try:
                     self.descriptor(handle)
-                except OSError as error:
-                    if error.errno != errno.ESTALE:  # without a name: it is lost, and says so
-                        raise
+                except OSError as error:  # a file without a name, most likely: its client will see
+                    log.warning("lost-open-file ino=%d error=%s", handle.ino, error)
 
     def _reopen(self, fd: int, attributes: Attributes) -> int:
         """The same file, opened so that the kernel's own reads and writes at a position work."""
@@ -573,8 +572,8 @@ class Tree:
         return handle.take_fd()
 
     def _close_backing_file(self, backing_id: int) -> None:
-        assert self._backing_files is not None
-        self._backing_files.close(backing_id)
+        if self._backing_files is not None:
+            self._backing_files.close(backing_id)
 
     def descriptor(self, handle: Handle) -> int:
         """Our own descriptor of an open file without passthrough, opened anew after a restart.
@@ -758,11 +757,6 @@ class _Descriptor:
 
     def __exit__(self, *exception: object) -> None:
         os.close(self._fd)
-
-
-def is_own_name(name: bytes) -> bool:
-    """Whether a name is one of our own: never shown, and refused to clients."""
-    return name.startswith(RECORDS) and (name == RECORDS or name.startswith(TEMPORARY))
 
 
 def is_own_path(path: bytes) -> bool:

@@ -703,10 +703,6 @@ def test_the_next_seal_makes_a_lost_list_complete(store: Store, raw: Path, top: 
     assert raw.exists()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="defect: os.fwalk() recurses and holds a descriptor a level: a deep tree ends the worker",
-)
 def test_searching_survives_any_depth(store: Store, raw: Path, top: Path) -> None:
     """Whoever may write can make a tree like that."""
     fd = os.open(raw / "frames" / "empty", os.O_RDONLY | os.O_DIRECTORY)

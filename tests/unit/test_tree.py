@@ -845,10 +845,6 @@ def test_what_a_client_has_open_for_writing_is_not_sealed_after_a_restart(
     assert raw.exists()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="defect: with passthrough, set-id files are not opened anew, and they get sealed",
-)
 def test_nor_a_set_id_file_which_is_never_passed_through(world: World, raw: Path) -> None:
     (raw / "file").chmod(0o4755)
     handle = world.tree.open(world.node("area/session/raw/file"), os.O_RDWR, world.caller(ADMIN))
