@@ -649,6 +649,8 @@ class Supervisor:
         self._give_up(f"the mount did not answer within {READY_TIMEOUT_S:.0f} s{words}")
 
     def _is_mounted(self) -> bool:
+        if self._detached:  # for good; the kernel may have given its numbers to another mount
+            return False
         ours = (self._mount.mount_id, self._mount.dev)
         return any((mount.mount_id, mount.dev) == ours for mount in mounting.mounts())
 
