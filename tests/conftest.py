@@ -72,7 +72,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.fixture(scope="session")
 def workshop() -> Iterator[Workshop]:
     """File systems and mounts that are shared by all tests, and gone afterwards."""
-    global _janitor  # noqa: PLW0603
+    global _janitor
     directory = Path(tempfile.mkdtemp(prefix="modamafs-tests-", dir="/var/tmp"))
     directory.chmod(0o755)
     _janitor = Janitor(directory)

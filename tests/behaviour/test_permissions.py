@@ -142,7 +142,7 @@ def test_others_are_refused_everything_that_changes(root: Path) -> None:
         lambda: os.mkfifo(root / "new"),
         lambda: (root / "directory").rmdir(),
         lambda: (root / "file").rename(root / "new"),
-        lambda: os.listxattr(root / "file") and None or os.utime(root / "file"),
+        lambda: (os.listxattr(root / "file") and None) or os.utime(root / "file"),
     ):
         refused(STRANGER, call)
     assert sorted(path.name for path in root.iterdir()) == ["directory", "file"]
@@ -248,7 +248,9 @@ def test_root_without_a_group_still_may_everything(root: Path) -> None:
 # the umask and default ACLs
 
 
-@pytest.mark.parametrize(("umask", "file", "directory"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+@pytest.mark.parametrize(
+    ("umask", "file", "directory"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)]
+)
 def test_the_umask(root: Path, umask: int, file: int, directory: int) -> None:
     root.chmod(0o777)
 

@@ -77,7 +77,7 @@ def test_the_records_are_hidden_and_their_name_is_reserved(mounted: Target) -> N
             lambda name=name: os.listdir(name),
             lambda name=name: (name / "project.json").read_text(),
             lambda name=name: name.rmdir(),
-            lambda name=name: name.rename(directory / "elsewhere"),
+            lambda name=name: name.rename(name.parent / "elsewhere"),
         ):
             with pytest.raises(OSError) as hidden:
                 call()

@@ -52,15 +52,18 @@ CHANGES = {
         "create",
         nothing,
         lambda root: create(root / "new"),
-        lambda root: (root / "new").read_bytes() == b"content"
-        and stat.S_IMODE((root / "new").stat().st_mode) == 0o640,
+        lambda root: (
+            (root / "new").read_bytes() == b"content"
+            and stat.S_IMODE((root / "new").stat().st_mode) == 0o640
+        ),
     ),
     "mkdir": Change(
         "mkdir",
         nothing,
         lambda root: (root / "new").mkdir(0o750),
-        lambda root: (root / "new").is_dir()
-        and stat.S_IMODE((root / "new").stat().st_mode) == 0o750,
+        lambda root: (
+            (root / "new").is_dir() and stat.S_IMODE((root / "new").stat().st_mode) == 0o750
+        ),
     ),
     "mknod": Change(
         "mknod",

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
-def sides(workshop: Workshop, new_name: Callable[[], str]) -> Callable[[str, str], tuple[Side, Side]]:
+def sides(
+    workshop: Workshop, new_name: Callable[[], str]
+) -> Callable[[str, str], tuple[Side, Side]]:
     """Two new directories, one in each of two targets."""
 
     def make(one: str, other: str) -> tuple[Side, Side]:

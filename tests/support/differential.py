@@ -382,7 +382,10 @@ CALLS: list[tuple[Callable[..., object], tuple[st.SearchStrategy[Any], ...]]] = 
     (read_direct, (paths, st.sampled_from([0, 1, 5]))),
     (write_mapped, (slots, offsets, contents)),
     (read_mapped, (paths,)),
-    (seek, (slots, offsets, st.sampled_from([os.SEEK_SET, os.SEEK_END, os.SEEK_DATA, os.SEEK_HOLE]))),
+    (
+        seek,
+        (slots, offsets, st.sampled_from([os.SEEK_SET, os.SEEK_END, os.SEEK_DATA, os.SEEK_HOLE])),
+    ),
     (fstat, (slots,)),
     (fsync, (slots,)),
     (ftruncate, (slots, offsets)),

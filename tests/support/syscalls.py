@@ -99,7 +99,7 @@ def list_all(fd: int, size: int = 32768) -> list[DirectoryEntry]:
 
 
 def force_unmount(path: Name) -> bool:
-    """Abort the FUSE connection (if it is one) and detach the mount; False if nothing is mounted."""
+    """Abort the connection (of FUSE) and detach the mount; False if nothing is mounted."""
     result: int = _libc.umount2(os.fsencode(path), _MNT_FORCE | _MNT_DETACH)
     return result == 0
 

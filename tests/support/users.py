@@ -28,9 +28,7 @@ BOB = User(2001, 2001, (TEAM,))
 STRANGER = User(2002, 2002)
 
 
-def as_user(
-    user: User, function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs
-) -> T:
+def as_user(user: User, function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> T:
     """Call ``function`` in a child process with these credentials and the umask 022.
 
     Returns what it returns and raises what it raises; both have to be picklable.
@@ -55,7 +53,7 @@ def in_child(function: Callable[[], T]) -> T:
         outcome: tuple[T | None, BaseException | None]
         try:
             outcome = (function(), None)
-        except BaseException as error:  # noqa: BLE001: handed on to the parent
+        except BaseException as error:  # noqa: BLE001 (handed on to the parent)
             outcome = (None, error)
         with open(writer, "wb") as pipe:
             pickle.dump(outcome, pipe)

@@ -166,7 +166,7 @@ def write_a_large_file(run: Run, path: Path, blocks: int) -> Found:
 
 def look_at_everything(run: Run, directory: Path) -> Found:
     """stat and list a directory of files, whose sizes are their numbers."""
-    names = sorted(os.listdir(directory))  # noqa: PTH208
+    names = sorted(os.listdir(directory))
     waits = Waits()
     while run.goes_on():
         name = names[run.rounds % len(names)]
@@ -174,7 +174,7 @@ def look_at_everything(run: Run, directory: Path) -> Found:
             raise AssertionError(f"{name} has another size")
         waits.mark()
         if run.rounds % len(names) == 0:
-            if sorted(os.listdir(directory)) != names:  # noqa: PTH208
+            if sorted(os.listdir(directory)) != names:
                 raise AssertionError("the list has changed")
             waits.mark()
     return Found(run.rounds, waits.longest_s)
@@ -248,16 +248,16 @@ def _create(path: Path, number: int) -> None:
 def check_names(directory: Path, rounds: int) -> None:
     """What ``change_names`` must have left after so many rounds, all of it and nothing else."""
     expected = {f"{n:06}{end}" for n in range(rounds) for end in ("", ".linked")}
-    assert set(os.listdir(directory)) == expected  # noqa: PTH208
+    assert set(os.listdir(directory)) == expected
     for number in range(rounds):
         here = directory / f"{number:06}"
-        assert sorted(os.listdir(here)) == ["fifo", "renamed", "renamed directory", "symlink"]  # noqa: PTH208
+        assert sorted(os.listdir(here)) == ["fifo", "renamed", "renamed directory", "symlink"]
         assert (here / "renamed").read_bytes() == b"%d" % number
         assert (here / "renamed").stat().st_nlink == 2
         assert (here / "renamed").stat().st_mode == stat.S_IFREG | 0o640
         assert os.listxattr(here / "renamed") == ["user.number"]
         assert here.with_suffix(".linked").stat().st_ino == (here / "renamed").stat().st_ino
-        assert os.readlink(here / "symlink") == str(number)  # noqa: PTH115
+        assert os.readlink(here / "symlink") == str(number)
         assert stat.S_ISFIFO((here / "fifo").stat().st_mode)
 
 
@@ -324,7 +324,7 @@ def check_prizes(directory: Path, results: Sequence[Found]) -> None:
         elif kind == "mkdir":
             assert (directory / name).is_dir()
         elif kind == "symlink":
-            assert os.readlink(directory / name) == str(winner)  # noqa: PTH115
+            assert os.readlink(directory / name) == str(winner)
         elif kind == "link":
             assert (directory / name).stat().st_ino == (directory / "source").stat().st_ino
         elif kind == "rename":
@@ -400,7 +400,7 @@ class EverythingAtOnce:
             with open(store / "written", "rb") as file:
                 file.seek(where * MiB // 4)
                 assert file.read(MiB // 4) == block(number, MiB // 4)
-        assert os.listdir(store / "unlinked") == []  # noqa: PTH208
+        assert os.listdir(store / "unlinked") == []
         check_names(store / "names", found["change_names"].rounds)
         check_prizes(
             store / "prizes", [each for name, each in results if name == "compete_for_names"]
