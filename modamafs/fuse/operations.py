@@ -6,6 +6,7 @@ to a thread and let others be served meanwhile (``_in_thread``).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -44,16 +45,23 @@ log = logging.getLogger("modamafs.fuse")
 INLINE_WRITE_BYTES = 64 << 10
 """Up to this size a write without passthrough is done at once; a larger one in a thread."""
 
+INLINE_FALLOCATE_BYTES = 1 << 20
+"""The same for fallocate."""
+
 SCAN_BYTES = 8192
 """How much of a directory is read at a time: about what one reply to the kernel holds."""
 
 LISTED_DIRECTORIES = 4096
 
-OPEN_FOR_WRITING_TIMEOUT_S = 1.0
-"""How long the kernel may believe the attributes of a file that is open for writing."""
+OPEN_FOR_WRITING_TIMEOUT_S = 0.0
+"""How long the kernel may believe the attributes of a file that is open for writing: it sees its
+own writes, but not what the store does at them (set-user-id bits), nor what a mapping brings."""
 
 WRITE_OUT = struct.Struct("=II")
 LSEEK_OUT = struct.Struct("=Q")
+STATX_OUT = struct.Struct("=QII16x IIQIIIH2xQQQQ qI4xqI4xqI4xqI4x IIII112x")
+STATX_BASIC_STATS = 0x7FF
+STATX_BTIME = 0x800
 IOCTL_OUT = struct.Struct("=iIII")
 
 # linux/fs.h: what chattr(1) and xfs_io(8) ask; (changes something, size of the argument)
@@ -107,6 +115,7 @@ class Operations(pyfuse3.Operations):
             39: self._ioctl,
             44: self._readdirplus,
             46: self._lseek,
+            52: self._statx,
         }
         self._slow: dict[int, Callable[..., bytes]] = {
             43: self._fallocate,
@@ -274,7 +283,13 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             await self._truncate(inode, 0, caller)
             flags &= ~os.O_TRUNC
-        return self._file_info(self.tree.open(inode, flags, caller))
+        handle = self.tree.open(inode, flags, caller)
+        if handle.backing_id and flags & os.O_ACCMODE == os.O_RDWR:
+            # Through a mapping it may change without the kernel's noticing: what it knows so far
+            # must not be believed for longer than what it is told from now on.
+            with contextlib.suppress(FileNotFoundError):
+                pyfuse3.invalidate_inode(inode, attr_only=True)
+        return self._file_info(handle)
 
     @handler
     def create(
@@ -404,6 +419,8 @@ class Operations(pyfuse3.Operations):
         """Called by the channel; answers with ``_channel.reply``, now or later."""
         caller = Caller(uid, gid, pid, 0, *_channel.current())
         quick = self._quick.get(opcode)
+        if opcode == 43 and arguments[3] <= INLINE_FALLOCATE_BYTES:
+            quick = self._fallocate_now
         if quick is None:
             answer: Callable[..., Any] = self._answer_later
             self._nursery.start_soon(answer, req, self._slow[opcode], caller, *arguments)
@@ -430,6 +447,20 @@ class Operations(pyfuse3.Operations):
         self.tree.setxattr(ino, name, value or b"", flags, caller, keep_setid=keep_setid)
         return b""
 
+    def _statx(self, ino: int, caller: Caller) -> bytes:
+        """``statx(2)`` with the time of birth, which a plain GETATTR has no field for."""
+        found = self.tree.getattr(ino)
+        timeout_s = self._attributes(found).attr_timeout
+        times = (found.atime_ns, found.btime_ns, found.ctime_ns, found.mtime_ns)
+        return STATX_OUT.pack(
+            int(timeout_s), int(timeout_s % 1 * 1e9), 0,
+            STATX_BASIC_STATS | (STATX_BTIME if found.btime_ns else 0),
+            found.block_size_bytes, 0, found.nlink, found.uid, found.gid, found.mode,
+            found.ino, found.size_bytes, found.blocks, 0,
+            *(part for time_ns in times for part in divmod(time_ns, 1_000_000_000)),
+            os.major(found.rdev), os.minor(found.rdev), 0, 0,
+        )  # fmt: skip
+
     def _lseek(self, ino: int, caller: Caller, fh: int, offset: int, whence: int) -> bytes:
         return LSEEK_OUT.pack(self.tree.seek(fh, offset, whence))
 
@@ -450,6 +481,9 @@ class Operations(pyfuse3.Operations):
     def _fallocate(self, caller: Caller, fh: int, mode: int, offset: int, length: int) -> bytes:
         self.tree.fallocate(fh, mode, offset, length, caller)
         return b""
+
+    def _fallocate_now(self, ino: int, caller: Caller, *arguments: int) -> bytes:
+        return self._fallocate(caller, *arguments)
 
     def _copy_file_range(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -361,3 +362,17 @@ def test_errors_do_not_change_anything(root: Path) -> None:
             call()
         assert refused.value.errno == errno.ENOENT
     assert list(root.iterdir()) == []
+
+
+def test_the_time_of_birth_is_the_stores(mounted: Target) -> None:
+    """What Samba shows as the time of creation (statx(2); GNU stat asks for it)."""
+    (mounted.root / "file").touch()
+
+    def birth(directory: Path) -> str:
+        shown = subprocess.run(
+            ["stat", "--format=%w", directory / "file"], capture_output=True, text=True, check=True
+        )
+        return shown.stdout
+
+    assert birth(mounted.root) == birth(mounted.store)
+    assert birth(mounted.root).startswith("20")
