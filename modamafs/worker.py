@@ -6,6 +6,7 @@ Started by the supervisor, as ``docs/design/contracts.md`` says.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import logging
 import os
@@ -77,6 +78,9 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
     from modamafs.fuse.session import Session, backing_files
 
     set_limits()
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays: no need to look through it again
+    gc.set_threshold(20_000, 20, 20)
     failpoints = os.environ.get("MODAMAFS_FAILPOINTS") == "1"
     session = Session(fuse_fd, runtime, passthrough=spec.passthrough, interpose=spec.channel)
     with Store(Path(spec.store)) as store, session:

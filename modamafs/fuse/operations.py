@@ -53,9 +53,8 @@ SCAN_BYTES = 8192
 
 LISTED_DIRECTORIES = 4096
 
-OPEN_FOR_WRITING_TIMEOUT_S = 0.0
-"""How long the kernel may believe the attributes of a file that is open for writing: it sees its
-own writes, but not what the store does at them (set-user-id bits), nor what a mapping brings."""
+CHANGING_TIMEOUT_S = 0.0
+"""How long the kernel may believe attributes that change without its noticing; see ``Handle``."""
 
 WRITE_OUT = struct.Struct("=II")
 LSEEK_OUT = struct.Struct("=Q")
@@ -109,7 +108,7 @@ class Operations(pyfuse3.Operations):
         self._entry_timeout_s = entry_timeout_s
         self._threads = trio.CapacityLimiter(16)
         self._scheduler = scheduler(pyfuse3)
-        self._changing = tree.handles.writing
+        self._changing = tree.handles.changing
         self._quick: dict[int, Callable[..., bytes]] = {
             21: self._setxattr,
             39: self._ioctl,
@@ -146,7 +145,7 @@ class Operations(pyfuse3.Operations):
         entry.attr_timeout = self._attribute_timeout_s
         entry.entry_timeout = self._entry_timeout_s
         if found.ino in self._changing:
-            entry.attr_timeout = min(self._attribute_timeout_s, OPEN_FOR_WRITING_TIMEOUT_S)
+            entry.attr_timeout = min(self._attribute_timeout_s, CHANGING_TIMEOUT_S)
         return entry
 
     def _entry(self, found: Attributes) -> EntryAttributes:
@@ -383,7 +382,7 @@ class Operations(pyfuse3.Operations):
             self._entry_timeout_s,
             self._attribute_timeout_s,
             self._changing,
-            min(self._attribute_timeout_s, OPEN_FOR_WRITING_TIMEOUT_S),
+            min(self._attribute_timeout_s, CHANGING_TIMEOUT_S),
         )
         if count:
             handle.position += count
@@ -396,7 +395,10 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        return self.tree.getxattr(inode, name)
+        value = self.tree.getxattr(inode, name)
+        if value is None:
+            raise FUSEError(errno.ENODATA)
+        return value
 
     @handler
     def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:

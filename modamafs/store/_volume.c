@@ -365,6 +365,35 @@ static PyObject *Volume_attributes_of(Volume *self, PyObject *arg)
     return build_attributes(&st, generation);
 }
 
+PyDoc_STRVAR(Volume_getxattr_doc,
+"getxattr(ino: int, name: bytes) -> bytes | None\n\n"
+"The value of an extended attribute of any inode; None where it has none. OSError: ESTALE, ENOTSUP.");
+
+static PyObject *Volume_getxattr(Volume *self, PyObject *const *args, Py_ssize_t count)
+{
+    char path[64], *name;
+    static char value[65536]; /* XATTR_SIZE_MAX; used with the GIL held */
+
+    if (count != 2)
+        return PyErr_Format(PyExc_TypeError, "getxattr() takes ino and name");
+    uint64_t ino = PyLong_AsUnsignedLongLong(args[0]);
+    if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[1], &name, NULL))
+        return NULL;
+    int fd = open_inode(self, ino, O_PATH);
+    if (fd < 0)
+        return os_error();
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    long size = syscall(SYS_getxattr, path, name, value, sizeof value);
+    int saved = errno;
+    close(fd);
+    if (size >= 0)
+        return PyBytes_FromStringAndSize(value, size);
+    if (saved == ENODATA)
+        Py_RETURN_NONE;
+    errno = saved;
+    return os_error();
+}
+
 PyDoc_STRVAR(Volume_lookup_doc,
 "lookup(dir_fd: int, name: bytes) -> Attributes | None\n\n"
 "The attributes of an entry, not following a symbolic link; None where there is no such entry.");
@@ -479,6 +508,7 @@ static PyMethodDef Volume_methods[] = {
     {"open", (PyCFunction)(void (*)(void))Volume_open, METH_FASTCALL, Volume_open_doc},
     {"attributes", (PyCFunction)Volume_attributes, METH_O, Volume_attributes_doc},
     {"attributes_of", (PyCFunction)Volume_attributes_of, METH_O, Volume_attributes_of_doc},
+    {"getxattr", (PyCFunction)(void (*)(void))Volume_getxattr, METH_FASTCALL, Volume_getxattr_doc},
     {"lookup", (PyCFunction)(void (*)(void))Volume_lookup, METH_FASTCALL, Volume_lookup_doc},
     {"scan", (PyCFunction)(void (*)(void))Volume_scan, METH_FASTCALL, Volume_scan_doc},
     {0},

@@ -637,7 +637,7 @@ class Tree:
             return handle
         fd = self.inodes.open(node, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            ino = self._volume.root_ino if node == ROOT else node
+            ino = self.inodes.ino(node)
             return self.handles.add(ino, os.O_DIRECTORY, caller, fd=fd)
         except BaseException:
             os.close(fd)
@@ -673,15 +673,11 @@ class Tree:
 
     # ---- extended attributes ----------------------------------------------------------------
 
-    def getxattr(self, node: int, name: bytes) -> bytes:
-        """The value of an extended attribute. OSError: ENODATA."""
+    def getxattr(self, node: int, name: bytes) -> bytes | None:
+        """The value of an extended attribute; None where there is none."""
         if is_reserved_xattr(name):
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-        fd = self.inodes.open(node, os.O_PATH)
-        try:
-            return backing.getxattr(fd, name)
-        finally:
-            os.close(fd)
+            return None
+        return self._volume.getxattr(self.inodes.ino(node), name)
 
     def listxattr(self, node: int, *, privileged: bool) -> list[bytes]:
         """The names of the extended attributes, without our own; ``trusted.*`` only for root."""

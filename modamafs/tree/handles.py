@@ -45,6 +45,15 @@ class Handle:
         """Whether it was opened for writing."""
         return self.flags & os.O_ACCMODE != os.O_RDONLY
 
+    @property
+    def changes_unseen(self) -> bool:
+        """Whether its file's attributes can change without the kernel's noticing at once.
+
+        Through a shared mapping, which takes a descriptor for reading and writing; and where set-id
+        bits go at a write, which is why such a file has no backing id.
+        """
+        return self.flags & os.O_ACCMODE == os.O_RDWR or (self.writable and not self.backing_id)
+
     def take_fd(self) -> int | None:
         """Give up the descriptor: the caller closes it."""
         fd, self.fd = self.fd, None
@@ -58,6 +67,8 @@ class OpenInode:
     backing_id: int = 0
     handles: int = 0
     writers: int = 0
+    changing: int = 0
+    """Of the writers, those that ``changes_unseen``."""
 
 
 class Handles:
@@ -70,7 +81,9 @@ class Handles:
         self._earlier: dict[int, Handle] = {}
         self._inodes: dict[int, OpenInode] = {}
         self.writing: set[int] = set()
-        """The inodes that are open for writing: their attributes may change at any moment."""
+        """The inodes that are open for writing."""
+        self.changing: set[int] = set()
+        """Those of them whose attributes are not to be believed for long."""
         for slot in range(state.used_slots):
             fh, ino, request, flags, backing_id, uid, gid = HANDLE.unpack_from(
                 state.memory, HANDLES_OFFSET + slot * HANDLE.size
@@ -89,6 +102,9 @@ class Handles:
         if handle.writable:
             inode.writers += 1
             self.writing.add(handle.ino)
+        if handle.changes_unseen:
+            inode.changing += 1
+            self.changing.add(handle.ino)
         inode.backing_id = inode.backing_id or handle.backing_id
 
     def __len__(self) -> int:
@@ -158,6 +174,10 @@ class Handles:
             inode.writers -= 1
             if not inode.writers:
                 self.writing.discard(handle.ino)
+        if handle.changes_unseen:
+            inode.changing -= 1
+            if not inode.changing:
+                self.changing.discard(handle.ino)
         if inode.handles:
             return handle, 0
         del self._inodes[handle.ino]

@@ -36,6 +36,10 @@ class Inodes:
         """The node id of an inode of the store."""
         return ROOT if attributes.ino == self.root_ino else attributes.ino
 
+    def ino(self, node: int) -> int:
+        """The store's inode number of a node id."""
+        return self.root_ino if node == ROOT else node
+
     def directory(self, node: int) -> int:
         """A descriptor of a directory, open for reading. It stays ours: don't close or keep it.
 
@@ -65,7 +69,7 @@ class Inodes:
 
         OSError: ESTALE, and whatever opening that file with these flags gives.
         """
-        return self._volume.open(self.root_ino if node == ROOT else node, flags)
+        return self._volume.open(self.ino(node), flags)
 
     def attributes(self, node: int) -> Attributes:
         """The attributes of an inode. OSError: ESTALE."""
