@@ -70,13 +70,13 @@ def load(*, interpose: bool) -> None:
     if interpose:
         sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
     try:
-        import modamafs.fuse._channel  # noqa: F401
+        from modamafs.fuse import _channel
     finally:
         sys.setdlopenflags(flags)
     import pyfuse3
 
     if interpose:
-        pyfuse3.trio = Scheduler()  # type: ignore[attr-defined]
+        pyfuse3.trio = Scheduler(_channel.ready)  # type: ignore[attr-defined]
 
 
 class KernelBackingFiles:
@@ -159,13 +159,15 @@ class Scheduler:
 
     ClosedResourceError = trio.ClosedResourceError
 
-    def __init__(self) -> None:
+    def __init__(self, ready: Callable[[int], bool]) -> None:
+        """``ready(spin_us)`` says whether a request can be read now, or very soon."""
         self.lowlevel = self
         self.turn = Turn()
         self.current_task = trio.lowlevel.current_task
         self.current_trio_token = trio.lowlevel.current_trio_token
         self.notify_closing = trio.lowlevel.notify_closing
         self._in_a_row = 0
+        self._ready = ready
 
     def Lock(self) -> Turn:
         """pyfuse3's lock around waiting for a request."""
@@ -177,13 +179,11 @@ class Scheduler:
 
     async def wait_readable(self, fd: int) -> None:
         """Return when a request can be read."""
-        from modamafs.fuse import _channel
-
         self._in_a_row += 1
         if self._in_a_row >= CHECKPOINT_EVERY:
             self._in_a_row = 0
             await trio.lowlevel.checkpoint()
-        if not _channel.ready(SPIN_US):
+        if not self._ready(SPIN_US):
             self._in_a_row = 0
             await trio.lowlevel.wait_readable(fd)
 
