@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PREFIX ?= /usr/local
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 NATIVE := $(wildcard modamafs/*/*.c)
 
 .PHONY: help setup demo check test bench docs install uninstall clean
@@ -24,8 +25,8 @@ $(VENV)/.apt: apt-packages.txt
 $(STAMP): $(VENV)/.apt pyproject.toml setup.py $(NATIVE)
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@echo "installing modamafs and what it needs into $(VENV)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@{ $(PIP) --upgrade pip setuptools wheel && $(PIP) --editable '.[dev]'; } >$(VENV)/pip.log 2>&1 \
+	  || { cat $(VENV)/pip.log; false; }
 	@touch $@
 
 demo: $(STAMP) ## see it work: a store, a mount, a seal, a killed daemon (needs root)
@@ -45,7 +46,7 @@ bench: $(STAMP) ## every figure beside bare, bindfs, mergerfs and plain pyfuse3
 	$(SUDO) $(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(STAMP) ## the HTML documentation and the man page, in build/
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@$(PIP) --editable '.[docs]' >$(VENV)/pip.log 2>&1 || { cat $(VENV)/pip.log; false; }
 	$(BIN)/sphinx-build -q -W -b html docs build/html
 	$(BIN)/sphinx-build -q -W -b man docs build/man
 
@@ -63,10 +64,13 @@ install: $(VENV)/.apt ## modamafs in $(PREFIX), for mount(8), fstab and systemd 
 	ln -sfn mount.modamafs $(DESTDIR)/sbin/mount.fuse.modamafs
 	ln -sfn umount.modamafs $(DESTDIR)/sbin/umount.fuse.modamafs
 	$(call PLACE,systemd/modamafs@.service,/lib/systemd/system/modamafs@.service,644)
+	@if [ -f build/man/modamafs.8 ]; then \
+	  install -D -m 644 build/man/modamafs.8 $(DESTDIR)$(PREFIX)/share/man/man8/modamafs.8; \
+	else echo "no man page was built: 'make docs install' places it, too"; fi
 
 uninstall: ## take away what install placed; /etc/modamafs, stores and mounts stay
 	rm -rf $(DESTDIR)$(LIB)
-	rm -f $(DESTDIR)$(PREFIX)/bin/modamafs $(DESTDIR)/lib/systemd/system/modamafs@.service \
+	rm -f $(DESTDIR)$(PREFIX)/bin/modamafs $(DESTDIR)$(PREFIX)/share/man/man8/modamafs.8 $(DESTDIR)/lib/systemd/system/modamafs@.service \
 	  $(addprefix $(DESTDIR)/sbin/,mount.modamafs umount.modamafs mount.fuse.modamafs umount.fuse.modamafs)
 
 clean:
