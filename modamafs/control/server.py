@@ -48,18 +48,18 @@ async def serve(
 
     async def handle(stream: trio.SocketStream) -> None:
         nonlocal connections
-        connections += 1
-        try:
-            async with stream:
+        async with stream:
+            connections += 1
+            try:
                 if connections > CONNECTIONS_LIMIT:
                     busy = OSError(errno.EAGAIN, "too many connections: try again later")
                     await stream.send_all(encode_error(busy))
                 else:
                     await _converse(stream, commands)
-        except trio.BrokenResourceError as error:
-            LOG.debug("client-left error=%s", error)
-        finally:
-            connections -= 1
+            except trio.BrokenResourceError as error:
+                LOG.debug("client-left error=%s", error)
+            finally:
+                connections -= 1  # before it is closed: who sees that may come again
 
     async with listener, trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, handle, [listener])
