@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.janitor import mounts_below
 from tests.support.mounts import Mount, command, modamafs, wait_until
 from tests.support.targets import Workshop
 from tests.support.users import ALICE, as_user
@@ -27,7 +28,7 @@ class Place:
         found = [path.lstat() for path in (self.store, self.mountpoint) if path.exists()]
         return (
             [(entry.st_mode, entry.st_uid, entry.st_nlink) for entry in found],
-            Path("/proc/self/mountinfo").read_text(),
+            mounts_below(Path(os.environ["MODAMAFS_RUNTIME_DIR"]).parent),
             sorted(os.listdir(os.environ["MODAMAFS_RUNTIME_DIR"])),
         )
 

@@ -127,3 +127,17 @@ def aligned(content: bytes) -> mmap.mmap:
     buffer = mmap.mmap(-1, len(content))
     buffer.write(content)
     return buffer
+
+
+def mount(source: str, target: Name, fstype: str, flags: int = 0, options: str = "") -> None:
+    """mount(2)."""
+    _checked(
+        _libc.mount(
+            source.encode(),
+            os.fsencode(target),
+            fstype.encode(),
+            ctypes.c_ulong(flags),
+            options.encode(),
+        ),
+        target,
+    )
