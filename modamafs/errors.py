@@ -55,6 +55,12 @@ class Busy(ModamaError):
     errno = errno.EBUSY
 
 
+class Cancelled(ModamaError):
+    """Somebody asked to give it up."""
+
+    errno = errno.ECANCELED
+
+
 class NotPermitted(ModamaError):
     """The caller may not do this."""
 

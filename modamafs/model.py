@@ -72,6 +72,8 @@ class Caller(NamedTuple):
     """The kernel's number for the request; 0 where it did not come through the kernel."""
     resent: bool = False
     """An earlier worker has read the same request and may have carried it out."""
+    groups: tuple[int, ...] = ()
+    """Supplementary groups, where they are known: of who asks through the control socket."""
 
 
 class Operation(enum.Enum):

@@ -16,12 +16,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trio
 
 from modamafs.config import MountSpec, load_mount_spec
+from modamafs.control.jobs import Jobs, path_argument, resume_all
 from modamafs.control.server import Command, serve
 from modamafs.fuse import channel
-from modamafs.model import Caller
+from modamafs.model import Caller, Operation
+from modamafs.policy.decide import decide, may_seal
+from modamafs.sealer import order
+from modamafs.sealing.place import Place, stewards_gid
+from modamafs.sealing.seal import interrupted
+from modamafs.sealing.worm import LOOK_FOR_WORMS_S, Sweeper
 from modamafs.store import _volume
 from modamafs.store.backing import Store
 from modamafs.tree.core import Tree
@@ -99,9 +106,10 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
                 entry_timeout_s=spec.entry_timeout_s,
             )
             session.attach(operations, stack_depth=1)
-            await nursery.start(serve, runtime / "control.sock", commands(session, tree))
+            jobs = Jobs(spec.store)
+            await nursery.start(serve, runtime / "control.sock", commands(session, tree, jobs))
             await nursery.start(stop_on_sigterm, session)
-            nursery.start_soon(find_seals, tree)
+            nursery.start_soon(look_after_seals, tree, jobs)
             log.info("serving store=%s mountpoint=%s", spec.store, spec.mountpoint)
             await session.serve()
             nursery.cancel_scope.cancel()
@@ -109,12 +117,36 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
     return EXIT_PLANNED if session.stopping else EXIT_MOUNT_GONE
 
 
-async def find_seals(tree: Tree) -> None:
-    """Look for seals that the store's list lacks; what goes wrong there must end nothing."""
+async def look_after_seals(tree: Tree, jobs: Jobs) -> None:
+    """Finish what was interrupted, and keep what is for writing once; nothing here ends anything.
+
+    The list of seals is made where it is missing.
+    """
     try:
         await trio.to_thread.run_sync(tree.find_seals)
+        if tree.read_only:
+            return
+        left = await trio.to_thread.run_sync(
+            lambda: list(interrupted(tree.store, tree.seals.listed()))
+        )
     except OSError as error:
         log.warning("search-for-seals-failed error=%s", error)
+        return
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(resume_all, jobs, [os.fsdecode(path) for path in left])
+        nursery.start_soon(watch_worms, tree.store)
+
+
+async def watch_worms(store: Store) -> None:
+    """Make files for writing once immutable, some time after their last writer has gone."""
+    sweeper = Sweeper(store)
+    while True:
+        pause_s = LOOK_FOR_WORMS_S
+        try:
+            pause_s = await trio.to_thread.run_sync(sweeper.sweep)
+        except OSError as error:
+            log.warning("worm-sweep-failed error=%s", error)
+        await trio.sleep(pause_s)
 
 
 async def stop_on_sigterm(
@@ -127,26 +159,44 @@ async def stop_on_sigterm(
             session.stop()
 
 
-def commands(session: Any, tree: Tree) -> dict[str, Command]:
+def commands(session: Any, tree: Tree, jobs: Jobs) -> dict[str, Command]:
     """What the control socket answers."""
 
     async def status(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
         return {
             **session.facts(),
             "open_handles": len(tree.handles),
-            "sealed_trees": len(tree.seals.sealed_roots()),
+            "sealed_trees": len(tree.seals.listed()),
         }
 
-    async def seal(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
-        path = os.fsencode(str(arguments["path"]))
-        return await trio.to_thread.run_sync(tree.seal, path, peer)
+    def ordered(verb: str) -> Command:
+        async def run(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
+            arguments["path"] = path_argument(arguments)
+            wanted = order(arguments, verb)
+            if verb == "verify":
+                wanted.remember = wanted.remember and not tree.read_only
+            else:
+                decide(Operation.SET_ATTRIBUTES, sealed=False, read_only=tree.read_only)
+            return await jobs.run(msgspec.to_builtins(wanted), peer)
 
-    async def unseal(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
-        path = os.fsencode(str(arguments["path"]))
-        reason = str(arguments["reason"])
-        return await trio.to_thread.run_sync(tree.unseal, path, peer, reason)
+        return run
 
-    return {"status": status, "seal": seal, "unseal": unseal}
+    async def progress(arguments: dict[str, Any], peer: Caller) -> dict[str, Any] | None:
+        return jobs.progress(path_argument(arguments))
+
+    async def cancel(arguments: dict[str, Any], peer: Caller) -> bool:
+        path = path_argument(arguments)
+        with Place(tree.store, os.fsencode(path)) as place:
+            may_seal(peer, place.owners, stewards_gid(tree.store))
+        return jobs.cancel(path)
+
+    verbs = ("seal", "unseal", "resume", "repair", "verify", "worm")
+    return {
+        "status": status,
+        "progress": progress,
+        "cancel": cancel,
+        **{verb: ordered(verb) for verb in verbs},
+    }
 
 
 if __name__ == "__main__":

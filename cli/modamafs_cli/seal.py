@@ -2,44 +2,144 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 import click
 
 from modamafs.control import client
-from modamafs.model import Caller
+from modamafs.errors import ModamaError
 from modamafs_cli._common import emit, json_option, locate
+from modamafs_cli._sealing import ask, locate_directory
+
+SHOWN = (
+    "path", "state", "content_hash", "attribute_hash", "file_count", "size_bytes", "sealed_at",
+    "sealed_by", "immutable_flag", "until", "hold", "id",
+)  # fmt: skip
 
 
 @click.command("seal")
 @click.argument("path")
+@click.option(
+    "--wait", "wait_s", is_flag=False, flag_value=math.inf, type=click.FloatRange(min=0),
+    metavar="[SECONDS]", help="Wait until nobody has a file open for writing any more.",
+)  # fmt: skip
+@click.option("--until", metavar="DATE", help="Not to be unsealed before that (YYYY-MM-DD).")
+@click.option("--hold/--no-hold", default=None, help="Not to be unsealed until that is lifted.")
+@click.option("--reason", default="", help="Why it is held, or why that is lifted.")
+@click.option(
+    "--worm", "grace_s", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+    help="Don't seal: make each file immutable so long after its last writer has closed it.",
+)  # fmt: skip
+@click.option("--no-worm", is_flag=True, help="Don't seal: end that (stewards only).")
+@click.option("--repair", is_flag=True, help="Set flags that a copy or a restore has lost.")
+@click.option(
+    "--resume", is_flag=True, help="Finish what was interrupted in PATH, or in its store."
+)
+@click.option("--cancel", is_flag=True, help="Give up the sealing of PATH that is under way.")
 @json_option
-def command(path: str, as_json: bool) -> None:
+@click.pass_context
+def command(
+    ctx: click.Context,
+    path: str,
+    wait_s: float | None,
+    until: str | None,
+    hold: bool | None,
+    reason: str,
+    grace_s: float | None,
+    no_worm: bool,
+    repair: bool,
+    resume: bool,
+    cancel: bool,
+    as_json: bool,
+) -> None:
     """Seal the directory PATH: from now on nobody changes anything in it.
 
-    PATH may be given as seen in the mount or on the store.
+    PATH may be given as seen in the mount or on the store. The session's owner and the stewards
+    may seal. Ctrl-C leaves it open, as it was.
 
     \b
-    Example:
+    Examples:
       modamafs seal /data/holography/skyrmions/2026-07-01/raw
+      modamafs seal --wait --until 2036-12-31 /data/holography/skyrmions/2026-07-01/raw
+      modamafs seal --resume /data
     """
-    result = ask("seal", path)
-    emit(result, f"{path}: {result['state']}", as_json=as_json)
+    if sum([grace_s is not None, no_worm, repair, resume, cancel]) > 1:
+        raise click.UsageError(
+            "--worm, --no-worm, --repair, --resume and --cancel: one of them", ctx
+        )
+    if resume:
+        _resume(path, as_json=as_json)
+        return
+    if cancel:
+        ctx.exit(0 if _cancel(path, as_json=as_json) else 1)
+    if grace_s is not None or no_worm:
+        result = ask("worm", path, grace_s=grace_s)
+        text = f"{path}: {result['state']}"
+        emit(result, text, as_json=as_json)
+        return
+    if repair:
+        result = ask("repair", path)
+        text = f"{path}: {result['repaired']} immutable flags were missing, and are set"
+        emit(_shown(result) | {"repaired": result["repaired"]}, text, as_json=as_json)
+        return
+    if wait_s is None:
+        wait_s = 0.0
+    elif wait_s == math.inf:
+        wait_s = None
+    result = ask("seal", path, wait_s=wait_s, until=until, hold=hold, reason=reason)
+    emit(_shown(result), _text(path, result), as_json=as_json)
 
 
-def ask(verb: str, path: str, **arguments: str) -> dict[str, Any]:
-    """Have the daemon of the mount that ``path`` is in do it; do it here when there is none."""
+def _shown(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: record.get(key) for key in SHOWN}
+
+
+def _text(path: str, record: dict[str, Any]) -> str:
+    lines = [
+        f"{path}: sealed since {record['sealed_at']} by {record['sealed_by']}",
+        f"  {record['file_count']} files, {record['size_bytes']} bytes",
+        f"  content hash    {record['content_hash']}",
+        f"  attribute hash  {record['attribute_hash']}",
+    ]
+    if not record["immutable_flag"]:
+        lines.append("  without immutable flags: on the store itself nothing protects it")
+    if record.get("until"):
+        lines.append(f"  not to be unsealed before {record['until']}")
+    if record.get("hold"):
+        lines.append("  on hold")
+    return "\n".join(lines)
+
+
+def _resume(path: str, *, as_json: bool) -> None:
+    """Everything below ``path`` that was interrupted."""
+    from modamafs.sealing.seal import interrupted
+    from modamafs.store.backing import Store
+    from modamafs.store.seals import Seals
+
     place = locate(path)
-    if place.mount:
-        arguments["path"] = os.fsdecode(place.relative)
-        result = client.call(place.mount.runtime, verb, arguments)
-    else:
-        from modamafs.store import seals
+    with Store(place.store) as store:
+        seals = Seals(store)
+        seals.search(write=False)
+        within = [
+            root
+            for root in seals.listed()
+            if not place.relative
+            or root == place.relative
+            or root.startswith(place.relative + b"/")
+        ]
+        left = list(interrupted(store, within))
+    results = [ask("resume", str(place.store / os.fsdecode(root))) for root in left]
+    text = "\n".join(f"{result['path']}: {result['state']}" for result in results)
+    emit(results, text or f"{path}: nothing was interrupted", as_json=as_json)
 
-        umask = os.umask(0o077)
-        os.umask(umask)
-        caller = Caller(uid=os.geteuid(), gid=os.getegid(), pid=os.getpid(), umask=umask)
-        result = getattr(seals, verb)(place.store, place.relative, caller, **arguments)
-    assert isinstance(result, dict)
-    return result
+
+def _cancel(path: str, *, as_json: bool) -> bool:
+    place = locate_directory(path)
+    if place.mount is None:
+        raise ModamaError(f"{path}: without a mount nothing is sealed in the background")
+    done = client.call(place.mount.runtime, "cancel", {"path": os.fsdecode(place.relative)})
+    text = f"{path}: {'given up' if done else 'is not being sealed'}"
+    emit({"cancelled": done}, text, as_json=as_json)
+    return bool(done)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from modamafs_cli._common import emit, json_option
-from modamafs_cli.seal import ask
+from modamafs_cli._sealing import ask
 
 
 @click.command("unseal")

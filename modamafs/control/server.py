@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import pwd
 import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -31,6 +32,9 @@ LOG = logging.getLogger(__name__)
 Command = Callable[[dict[str, Any], Caller], Awaitable[Any]]
 """Takes the arguments and who asks; returns what JSON can say, or raises ``ModamaError``."""
 
+SO_PEERGROUPS = 59
+GETSOCKOPT_LIMIT_BYTES = 1024
+"""As much as Python takes."""
 CONNECTIONS_LIMIT = 64
 """So that nobody can use up the worker's descriptors."""
 IDLE_TIMEOUT_S = 60.0
@@ -100,7 +104,19 @@ def _caller(connection: trio.socket.SocketType) -> Caller:
     size_bytes = struct.calcsize("3i")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size_bytes)
     pid, uid, gid = struct.unpack("3i", credentials)
-    return Caller(uid=uid, gid=gid, pid=pid, umask=0o077)
+    return Caller(uid=uid, gid=gid, pid=pid, umask=0o077, groups=_groups(connection, uid, gid))
+
+
+def _groups(connection: trio.socket.SocketType, uid: int, gid: int) -> tuple[int, ...]:
+    """The supplementary groups that the peer had when it connected."""
+    try:
+        packed = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, GETSOCKOPT_LIMIT_BYTES)
+    except OSError as error:
+        if error.errno != errno.ERANGE:
+            raise
+        # More than fit: those that the databases give the user.
+        return tuple(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
+    return struct.unpack(f"{len(packed) // 4}I", packed)
 
 
 async def _lines(stream: trio.SocketStream) -> AsyncGenerator[bytes, None]:

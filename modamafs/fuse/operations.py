@@ -180,7 +180,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         caller = caller_of(ctx)
         if fields.update_size:
-            found = await self._truncate(inode, attr.st_size, caller)
+            found = await self._truncate(inode, attr.st_size, caller, fh)
         else:
             found = None
         if (
@@ -200,10 +200,12 @@ class Operations(pyfuse3.Operations):
             )
         return self._attributes(found)
 
-    async def _truncate(self, inode: int, size_bytes: int, caller: Caller) -> Attributes:
+    async def _truncate(
+        self, inode: int, size_bytes: int, caller: Caller, fh: int | None = None
+    ) -> Attributes:
         if self.tree.getattr(inode).blocks > LARGE_BYTES // 512:
-            return await self._in_thread(self.tree.truncate, inode, size_bytes, caller)
-        return self.tree.truncate(inode, size_bytes, caller)
+            return await self._in_thread(self.tree.truncate, inode, size_bytes, caller, fh)
+        return self.tree.truncate(inode, size_bytes, caller, fh)
 
     @handler
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:

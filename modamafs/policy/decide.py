@@ -6,8 +6,12 @@ Ordinary permission (modes, ACLs, sticky directories) is the kernel's business; 
 
 from __future__ import annotations
 
-from modamafs.errors import ReadOnlyMount, Sealed
-from modamafs.model import Operation
+from collections.abc import Collection
+from datetime import date
+from typing import Any
+
+from modamafs.errors import NotPermitted, ReadOnlyMount, Sealed
+from modamafs.model import Caller, Operation
 
 
 def decide(operation: Operation, *, sealed: bool, read_only: bool) -> None:
@@ -27,3 +31,57 @@ def decide(operation: Operation, *, sealed: bool, read_only: bool) -> None:
             "this is sealed: it stays as it was measured; a steward can unseal it with "
             "`modamafs unseal PATH --reason TEXT`"
         )
+
+
+def may_seal(caller: Caller, owners: Collection[int], stewards_gid: int | None) -> None:
+    """Return if the caller may seal, and verify, a directory that ``owners`` (user ids) own.
+
+    The owner of the directory or of its session, a steward, and root may. NotPermitted (EPERM).
+    """
+    if caller.uid not in owners and not is_steward(caller, stewards_gid):
+        raise NotPermitted("only the session's owner, a steward or root can do that")
+
+
+def may_unseal(caller: Caller, stewards_gid: int | None) -> None:
+    """Return if the caller may open what is sealed, or lift a hold: a steward or root.
+
+    NotPermitted (EPERM).
+    """
+    if not is_steward(caller, stewards_gid):
+        raise NotPermitted(
+            "only a steward or root can do that; [stewards] group in config.toml names them"
+        )
+
+
+def is_steward(caller: Caller, stewards_gid: int | None) -> bool:
+    """Whether the caller is root or belongs to the stewards' group."""
+    return caller.uid == 0 or stewards_gid in (caller.gid, *caller.groups)
+
+
+def may_be_opened(record: dict[str, Any], today: date) -> None:
+    """Return if the record's retention lets the directory be unsealed today.
+
+    NotPermitted (EPERM): it is held, or its retention has not ended.
+    """
+    if record.get("hold"):
+        raise NotPermitted(
+            f"{record['path']} is on hold: a steward can lift that first, with "
+            "'modamafs seal --no-hold --reason TEXT PATH'"
+        )
+    until = record.get("until")
+    if until and today < date.fromisoformat(until):
+        raise NotPermitted(
+            f"{record['path']} is sealed until {until}, and that can only be extended"
+        )
+
+
+def extend(record: dict[str, Any], until: date, today: date) -> None:
+    """Return if the retention may be set to ``until``: in the future, and not earlier than it is.
+
+    NotPermitted (EPERM).
+    """
+    if until <= today:
+        raise NotPermitted(f"--until {until}: that has passed already (today is {today}, UTC)")
+    known = record.get("until")
+    if known and until < date.fromisoformat(known):
+        raise NotPermitted(f"sealed until {known}: that can only be extended, not shortened")

@@ -818,6 +818,25 @@ static PyObject *py_utimens(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(syncfs_doc,
+"syncfs(fd: int) -> None\n\nsyncfs(2): write the descriptor's whole file system to the disk.");
+
+static PyObject *py_syncfs(PyObject *self, PyObject *arg)
+{
+    int fd = (int)PyLong_AsLong(arg);
+    int failed;
+    (void)self;
+
+    if (PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    failed = syncfs(fd);
+    Py_END_ALLOW_THREADS
+    if (failed)
+        return os_error();
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(drop_capability_doc,
 "drop_capability(number: int) -> None\n\nGive one capability up, for good, in the calling thread.");
 
@@ -853,6 +872,7 @@ static PyMethodDef module_methods[] = {
     {"link", py_link, METH_VARARGS, link_doc},
     {"chown", py_chown, METH_VARARGS, chown_doc},
     {"utimens", py_utimens, METH_VARARGS, utimens_doc},
+    {"syncfs", py_syncfs, METH_O, syncfs_doc},
     {"drop_capability", py_drop_capability, METH_O, drop_capability_doc},
     {0},
 };

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 NEW = b".new"
 RECORD_MODE = 0o644
@@ -24,12 +25,21 @@ def encode(record: Mapping[str, Any], indent: int | None = None) -> bytes:
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def write_record(dir_fd: int, name: bytes, record: Mapping[str, Any] | bytes) -> None:
-    """Write a record (or plain bytes) durably.
+def write_record(dir_fd: int, name: bytes, record: Mapping[str, Any]) -> None:
+    """Write a record durably.
 
     OSError: ENOSPC, EROFS, EDQUOT; then nothing has changed.
     """
-    data = record if isinstance(record, bytes) else encode(record, indent=2)
+    with new_record(dir_fd, name) as file:
+        file.write(encode(record, indent=2))
+
+
+@contextmanager
+def new_record(dir_fd: int, name: bytes) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``name``, durably, at the end of the block.
+
+    OSError, or whatever ends the block: then nothing has changed.
+    """
     temporary = name + NEW
     fd = os.open(
         temporary,
@@ -40,7 +50,7 @@ def write_record(dir_fd: int, name: bytes, record: Mapping[str, Any] | bytes) ->
     try:
         with open(fd, "wb") as file:
             os.fchmod(fd, RECORD_MODE)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(fd)
         os.rename(temporary, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
@@ -67,7 +77,7 @@ def append_line(dir_fd: int, name: bytes, record: Mapping[str, Any]) -> None:
     """Append one JSON line durably; what is there already is never touched."""
     fd = os.open(
         name,
-        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
+        os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
         RECORD_MODE,
         dir_fd=dir_fd,
     )
@@ -75,6 +85,8 @@ def append_line(dir_fd: int, name: bytes, record: Mapping[str, Any]) -> None:
         os.fchmod(fd, RECORD_MODE)
         line = encode(record)
         before = os.fstat(fd).st_size
+        if before and os.pread(fd, 1, before - 1) != b"\n":
+            line = b"\n" + line  # a crash has cut the last line off: it stays, by itself
         try:
             if os.write(fd, line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301

@@ -12,14 +12,15 @@ import errno
 import logging
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from modamafs.errors import NotOnThisVolume, Reserved, StaleHandle
-from modamafs.model import ROOT, TEMPORARY, Attributes, Caller, Operation, is_own_name
+from modamafs.errors import ModamaError, NotOnThisVolume, Reserved, StaleHandle
+from modamafs.model import RECORDS, ROOT, TEMPORARY, Attributes, Caller, Operation, is_own_name
 from modamafs.policy.decide import decide
-from modamafs.store import backing, seals
+from modamafs.store import backing, history
 from modamafs.store.backing import Store
 from modamafs.store.seals import Seals
 from modamafs.tree.handles import Entry, Handle, Handles
@@ -36,6 +37,9 @@ LARGE_BYTES = 64 << 20
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 CAPABILITY = b"security.capability"
+ACCESS_ACL = b"system.posix_acl_access"
+NT_ACL = b"security.NTACL"
+WRITE_BITS = 0o222
 
 
 class BackingFiles(Protocol):
@@ -108,7 +112,30 @@ class Tree:
                 f"{os.fsdecode(name)} lies on another file system than its store; "
                 "mount that one as a store of its own"
             )
+        if attributes is not None and (attributes.immutable or self.seals.unwalled()):
+            fd = self.inodes.directory(parent)
+            return self._shown(attributes, lambda: self.seals.covers_entry(fd, name))
         return attributes
+
+    def _shown(self, found: Attributes, is_covered: Callable[[], bool | None]) -> Attributes:
+        """What clients see of an inode: of what is sealed, that nobody may write.
+
+        ``is_covered`` asks the records, which takes longer: only of what lacks the immutable flag.
+        """
+        kind = stat.S_IFMT(found.mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR) or not (found.immutable or is_covered()):
+            return found
+        if kind == stat.S_IFDIR:  # clients that look at directory times only notice the sealing
+            found = found._replace(mtime_ns=max(found.mtime_ns, found.ctime_ns))
+        return found._replace(mode=found.mode & ~WRITE_BITS)
+
+    def _is_shown_sealed(self, node: int) -> bool:
+        fd = self.inodes.open(node, os.O_PATH)
+        try:
+            found = self._volume.attributes(fd)
+            return found.immutable or bool(self.seals.unwalled() and self.seals.covers(fd))
+        finally:
+            os.close(fd)
 
     def _lookup_dots(self, node: int, name: bytes) -> Attributes:
         fd = self.inodes.open(node, os.O_PATH)
@@ -118,17 +145,27 @@ class Tree:
             ):
                 raise StaleHandle(f"inode {node} does not lie in the store")
             if name == b"." or node == ROOT:
-                return self._volume.attributes(fd)
+                return self._shown(self._volume.attributes(fd), lambda: self.seals.covers(fd))
             above = self._volume.lookup(fd, b"..")
+            if above is None:
+                raise StaleHandle(f"directory {node} has been removed")
+            return self._shown(above, lambda: self.seals.covers_entry(fd, b".."))
         finally:
             os.close(fd)
-        if above is None:
-            raise StaleHandle(f"directory {node} has been removed")
-        return above
 
     def getattr(self, node: int) -> Attributes:
         """The attributes of an inode."""
-        return self.inodes.attributes(node)
+        found = self.inodes.attributes(node)
+        if found.immutable or self.seals.unwalled():
+            return self._shown(found, lambda: self._covers_node(node))
+        return found
+
+    def _covers_node(self, node: int) -> bool | None:
+        fd = self.inodes.open(node, os.O_PATH)
+        try:
+            return self.seals.covers(fd)
+        finally:
+            os.close(fd)
 
     def readlink(self, node: int) -> bytes:
         """The target of a symbolic link."""
@@ -144,16 +181,52 @@ class Tree:
 
     # ---- what may change --------------------------------------------------------------------
 
-    def _admit(self, operation: Operation, fd: int) -> None:
-        """Let a mutation of what ``fd`` names, or of an entry in it, go ahead, or raise."""
+    def _admit(self, operation: Operation, fd: int, writer: Handle | None = None) -> None:
+        """Let a mutation of what ``fd`` names, or of an entry in it, go ahead, or raise.
+
+        ``writer``: the handle that it comes through, if it was opened for writing. Whoever had a
+        file open when its sealing began may finish: it is not sealed before that.
+        """
         sealed = self.seals.covers(fd)
         if sealed is None:
             sealed = self._may_be_sealed(fd)
+        elif sealed and writer is not None and writer.writable:
+            sealed = not self.seals.being_sealed(fd)
         decide(operation, sealed=sealed, read_only=self.read_only)
 
+    def _open_to_write(self, node: int, flags: int, writer: Handle | None = None) -> int:
+        """A descriptor of a file that may be written to. Opened first: sealing looks for that.
+
+        Where it is immutable the store refuses, with EPERM: is it because it is sealed?
+        """
+        try:
+            fd = self.inodes.open(node, flags)
+        except PermissionError:
+            fd = self.inodes.open(node, os.O_PATH)
+            try:
+                self._admit(Operation.WRITE, fd, writer)
+            finally:
+                os.close(fd)
+            raise
+        try:
+            self._admit(Operation.WRITE, fd, writer)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
     def _may_be_sealed(self, fd: int) -> bool:
-        """In doubt, yes; but nothing is ever sealed while it is open for writing."""
-        return self.seals.any() and self._volume.attributes(fd).ino not in self.handles.writing
+        """Of what has no path, its flag says it, where all that is sealed has flags. In doubt, yes.
+
+        But nothing is ever sealed while it is open for writing.
+        """
+        if not self.seals.any():
+            return False
+        found = self._volume.attributes(fd)
+        if found.immutable or found.ino in self.handles.writing:
+            return found.immutable
+        can_carry_flag = stat.S_ISREG(found.mode) or stat.S_ISDIR(found.mode)
+        return not (can_carry_flag and self.seals.is_surely_walled())
 
     def _enter(self, parent: int, name: bytes, operation: Operation) -> int:
         """The descriptor of a directory whose entry ``name`` is about to change."""
@@ -188,11 +261,13 @@ class Tree:
         finally:
             os.close(fd)
 
-    def truncate(self, node: int, size_bytes: int, caller: Caller) -> Attributes:
-        """Set a file's size. May take long for a large file."""
-        fd = self.inodes.open(node, os.O_WRONLY | os.O_NONBLOCK)
+    def truncate(
+        self, node: int, size_bytes: int, caller: Caller, fh: int | None = None
+    ) -> Attributes:
+        """Set a file's size; ``fh`` for ftruncate(2). May take long for a large file."""
+        writer = None if fh is None else self.handles.get(fh)
+        fd = self._open_to_write(node, os.O_WRONLY | os.O_NONBLOCK, writer)
         try:
-            self._admit(Operation.WRITE, fd)
             backing.truncate(fd, size_bytes, caller.uid, caller.gid)
             return self._volume.attributes(fd)
         finally:
@@ -200,22 +275,12 @@ class Tree:
 
     # ---- seals ------------------------------------------------------------------------------
 
-    def seal(self, relative: bytes, caller: Caller) -> dict[str, Any]:
-        """Seal a directory, by its path in the store. Takes long; see ``store.seals.seal``."""
-        decide(Operation.SET_ATTRIBUTES, sealed=False, read_only=self.read_only)
-        return seals.seal(self.store, relative, caller)
-
     def find_seals(self) -> None:
-        """Make the list of sealed directories where it is missing. Takes long on a large store.
+        """Make the list of sealed directories where it is missing. May take long.
 
         Until it is done, removing or renaming a directory looks through that directory instead.
         """
         self.seals.search(write=not self.read_only)
-
-    def unseal(self, relative: bytes, caller: Caller, reason: str) -> dict[str, Any]:
-        """Open a sealed directory again; see ``store.seals.unseal``."""
-        decide(Operation.SET_ATTRIBUTES, sealed=False, read_only=self.read_only)
-        return seals.unseal(self.store, relative, caller, reason)
 
     # ---- entries ----------------------------------------------------------------------------
 
@@ -376,16 +441,30 @@ class Tree:
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 raise
-            # Empty for the client, perhaps, but for what a mount that ended too early has left.
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+            kept = self._vacate(dir_fd, name)
+            if kept is None:
+                raise
             try:
-                names = [os.fsencode(entry) for entry in os.listdir(fd)]
-                if not all(entry.startswith(TEMPORARY) for entry in names):
-                    raise
-                self._sweep(fd, names)
-            finally:
-                os.close(fd)
-            os.rmdir(name, dir_fd=dir_fd)
+                os.rmdir(name, dir_fd=dir_fd)
+            except OSError:
+                kept.put_back()
+                raise
+
+    def _vacate(self, dir_fd: int, name: bytes) -> history.Kept | None:
+        """Take away what a client can't see in a directory: then it is empty, and can be removed.
+
+        That is what a mount that ended too early has left, and records, which are kept. None: the
+        directory holds something else, and was left as it is.
+        """
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+        try:
+            names = [os.fsencode(entry) for entry in os.listdir(fd)]
+            if not all(map(is_own_name, names)):
+                return None
+            self._sweep(fd, [entry for entry in names if entry != RECORDS])
+            return history.keep(self.store, fd, backing.path_of(fd))
+        finally:
+            os.close(fd)
 
     @staticmethod
     def _is_last_of_large(victim: Attributes) -> bool:
@@ -393,12 +472,9 @@ class Tree:
         return last and victim.blocks > LARGE_BYTES // 512
 
     def _admit_ancestor(self, dir_fd: int, name: bytes) -> None:
-        """Let a directory lose its name only if nothing sealed lies below it."""
-        decide(
-            Operation.RENAME,
-            sealed=self.seals.below(dir_fd, name),
-            read_only=self.read_only,
-        )
+        """Let a directory lose its name only if nothing below it is sealed, or written once."""
+        sealed = self.seals.below(dir_fd, name) or self.seals.is_written_once(dir_fd, name)
+        decide(Operation.RENAME, sealed=sealed, read_only=self.read_only)
 
     def rename(
         self,
@@ -431,10 +507,26 @@ class Tree:
                     return source is not None and source.ino == intent.other
                 return source is None or source.ino != intent.ino
 
+            def do() -> None:
+                try:
+                    backing.rename(fd, name, new_fd, new_name, flags)
+                except OSError as error:
+                    replaced = target is not None and stat.S_ISDIR(target.mode) and not exchange
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not replaced:
+                        raise
+                    kept = None if flags & RENAME_NOREPLACE else self._vacate(new_fd, new_name)
+                    if kept is None:
+                        raise
+                    try:
+                        backing.rename(fd, name, new_fd, new_name, flags)
+                    except OSError:
+                        kept.put_back()
+                        raise
+
             self.journal.once(
                 caller,
                 "rename",
-                lambda: backing.rename(fd, name, new_fd, new_name, flags),
+                do,
                 was_done,
                 lambda: None,
                 source.ino if source else 0,
@@ -501,11 +593,12 @@ class Tree:
         handle = self.handles.recall(caller)
         if handle is not None:
             return handle
-        access = self._access(flags)
-        fd = self.inodes.open(node, access | os.O_NONBLOCK)
+        access = self._access(flags) | os.O_NONBLOCK
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            fd = self._open_to_write(node, access)
+        else:
+            fd = self.inodes.open(node, access)
         try:
-            if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
-                self._admit(Operation.WRITE, fd)
             if flags & os.O_TRUNC:
                 backing.truncate(fd, 0, caller.uid, caller.gid)
         except BaseException:
@@ -541,7 +634,7 @@ class Tree:
             if handle.writable and not handle.backing_id:
                 try:
                     self.descriptor(handle)
-                except OSError as error:  # a file without a name, most likely: its client will see
+                except (OSError, ModamaError) as error:  # without a name, or sealed: it will see
                     log.warning("lost-open-file ino=%d error=%s", handle.ino, error)
 
     def _reopen(self, fd: int, attributes: Attributes) -> int:
@@ -581,8 +674,11 @@ class Tree:
         OSError: ESTALE for a file without a name whose worker was killed.
         """
         if handle.fd is None:
-            writable = handle.writable and not handle.backing_id
-            handle.fd = self.inodes.open(handle.ino, os.O_RDWR if writable else os.O_RDONLY)
+            if handle.writable and not handle.backing_id:
+                # While no worker held it open, it may have been sealed.
+                handle.fd = self._open_to_write(handle.ino, os.O_RDWR, handle)
+            else:
+                handle.fd = self.inodes.open(handle.ino, os.O_RDONLY)
         return handle.fd
 
     def fsync(self, fh: int, *, data_only: bool) -> None:
@@ -598,9 +694,9 @@ class Tree:
 
     def fallocate(self, fh: int, mode: int, offset: int, length: int, caller: Caller) -> None:
         """``fallocate(2)``, all of the modes that the store has. May take long."""
-        fd = self.inodes.open(self.handles.get(fh).ino, os.O_RDWR)
+        handle = self.handles.get(fh)
+        fd = self._open_to_write(handle.ino, os.O_RDWR, handle)
         try:
-            self._admit(Operation.WRITE, fd)
             backing.fallocate(fd, mode, offset, length, caller.uid, caller.gid)
         finally:
             os.close(fd)
@@ -619,9 +715,9 @@ class Tree:
         """``copy_file_range(2)``: by reference where the store can. Takes long. Bytes copied."""
         source = self.inodes.open(self.handles.get(fh_in).ino, os.O_RDONLY)
         try:
-            target = self.inodes.open(self.handles.get(fh_out).ino, os.O_WRONLY)
+            handle = self.handles.get(fh_out)
+            target = self._open_to_write(handle.ino, os.O_WRONLY, handle)
             try:
-                self._admit(Operation.WRITE, target)
                 return os.copy_file_range(source, target, length, offset_in, offset_out)
             finally:
                 os.close(target)
@@ -667,29 +763,53 @@ class Tree:
                 for entry in entries
                 if not is_own_name(entry[0])
             ]
+            if self.seals.unwalled():
+                kept = self._shown_entries(fd, kept)
+            elif any(entry[2].immutable for entry in kept):
+                kept = [(name, offset, self._shown(found, _no)) for name, offset, found in kept]
             if kept:
                 return kept
         return []
 
+    def _shown_entries(self, fd: int, entries: list[Entry]) -> list[Entry]:
+        """Entries as clients see them where flags are missing: the records are asked."""
+        here = self.seals.covers(fd)
+
+        def shown(entry: Entry) -> Entry:
+            name, offset, found = entry
+            covered = self._shown(found, lambda: here or self.seals.covers_entry(fd, name))
+            return name, offset, covered
+
+        return [shown(entry) for entry in entries]
+
     # ---- extended attributes ----------------------------------------------------------------
 
     def getxattr(self, node: int, name: bytes) -> bytes | None:
-        """The value of an extended attribute; None where there is none."""
+        """The value of an extended attribute; None where there is none.
+
+        An ACL of what is sealed lets nobody write, and Windows' is not shown at all.
+        """
         if is_reserved_xattr(name):
             return None
-        return self._volume.getxattr(self.inodes.ino(node), name)
+        value = self._volume.getxattr(self.inodes.ino(node), name)
+        if value is not None and name in (ACCESS_ACL, NT_ACL) and self._is_shown_sealed(node):
+            return without_write_bits(value) if name == ACCESS_ACL else None
+        return value
 
     def listxattr(self, node: int, *, privileged: bool) -> list[bytes]:
         """The names of the extended attributes, without our own; ``trusted.*`` only for root."""
         fd = self.inodes.open(node, os.O_PATH)
         try:
-            return [
+            names = [
                 name
                 for name in backing.listxattr(fd)
                 if not is_reserved_xattr(name) and (privileged or not name.startswith(b"trusted."))
             ]
         finally:
             os.close(fd)
+        if NT_ACL in names and self._is_shown_sealed(node):
+            names.remove(NT_ACL)
+        return names
 
     def setxattr(
         self, node: int, name: bytes, value: bytes, flags: int, caller: Caller, *, keep_setid: bool
@@ -758,6 +878,19 @@ class _Descriptor:
 def is_own_path(path: bytes) -> bool:
     """Whether a path leads through one of our own directories."""
     return any(is_own_name(name) for name in path.split(b"/"))
+
+
+def _no() -> bool:
+    return False
+
+
+def without_write_bits(acl: bytes) -> bytes:
+    """An ACL (``posix_acl_xattr_header``, acl(5)) with nobody's permission to write."""
+    changed = bytearray(acl)
+    for at in range(4, len(acl) - 7, 8):
+        tag, permissions, who = struct.unpack_from("<HHI", acl, at)
+        struct.pack_into("<HHI", changed, at, tag, permissions & ~2, who)
+    return bytes(changed)
 
 
 def is_reserved_xattr(name: bytes) -> bool:

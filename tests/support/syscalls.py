@@ -141,3 +141,157 @@ def mount(source: str, target: Name, fstype: str, flags: int = 0, options: str =
         ),
         target,
     )
+
+
+# by descriptor and name, by handle, by mapping
+
+AT_EMPTY_PATH = 0x1000
+AT_SYMLINK_NOFOLLOW = _AT_SYMLINK_NOFOLLOW
+AT_SYMLINK_FOLLOW = 0x400
+
+FICLONE = 0x40049409
+FICLONERANGE = 0x4020940D
+FIDEDUPERANGE = 0xC0189436
+FS_IOC_GETVERSION = 0x80087601
+FS_IOC_FSGETXATTR = 0x801C581F
+FS_IOC_FSSETXATTR = 0x401C5820
+FS_NODUMP_FL = 0x40
+FS_XFLAG_NODUMP = 0x80
+
+MADV_REMOVE = 9
+MAP_FAILED = ctypes.c_void_p(-1).value
+
+_SYS_FCHMODAT2 = 452
+
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64
+]  # fmt: skip
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+At = tuple[int | None, Name]
+"""A directory descriptor (None: the working directory) and a name in it."""
+
+
+def _at(place: At) -> tuple[int, bytes]:
+    return _AT_FDCWD if place[0] is None else place[0], os.fsencode(place[1])
+
+
+def renameat2_at(source: At, target: At, flags: int) -> None:
+    """renameat2(2) relative to descriptors."""
+    _checked(_libc.renameat2(*_at(source), *_at(target), flags), source[1])
+
+
+def fchmodat2(place: At, mode: int, flags: int) -> None:
+    """fchmodat2(2), with AT_EMPTY_PATH on an O_PATH descriptor too."""
+    _checked(_libc.syscall(_SYS_FCHMODAT2, *_at(place), mode, flags), place[1])
+
+
+def fchownat(place: At, uid: int, gid: int, flags: int) -> None:
+    """fchownat(2)."""
+    _checked(_libc.fchownat(*_at(place), uid, gid, flags), place[1])
+
+
+def utimensat_at(place: At, atime: tuple[int, int], mtime: tuple[int, int], flags: int) -> None:
+    """utimensat(2) relative to a descriptor; see `utimensat`."""
+    times = (ctypes.c_int64 * 4)(*atime, *mtime)
+    _checked(_libc.utimensat(*_at(place), times, flags), place[1])
+
+
+def linkat(source: At, target: At, flags: int) -> None:
+    """linkat(2), which Python's ``os.link`` calls in some cases only."""
+    _checked(_libc.linkat(*_at(source), *_at(target), flags), source[1])
+
+
+class FileHandle(NamedTuple):
+    """``struct file_handle``."""
+
+    kind: int
+    content: bytes
+
+
+def name_to_handle_at(place: At, flags: int = 0) -> FileHandle:
+    """name_to_handle_at(2), without the mount's id."""
+    room = 128
+    buffer = ctypes.create_string_buffer(struct.pack("=Ii", room, 0) + bytes(room))
+    mount_id = ctypes.c_int()
+    _checked(_libc.name_to_handle_at(*_at(place), buffer, ctypes.byref(mount_id), flags), place[1])
+    length, kind = struct.unpack_from("=Ii", buffer.raw)
+    return FileHandle(kind, buffer.raw[8 : 8 + length])
+
+
+def open_by_handle_at(mount_fd: int, handle: FileHandle, flags: int) -> int:
+    """open_by_handle_at(2)."""
+    packed = struct.pack("=Ii", len(handle.content), handle.kind) + handle.content
+    return _checked(_libc.open_by_handle_at(mount_fd, packed, flags | os.O_CLOEXEC))
+
+
+def get_flags_of(fd: int) -> int:
+    """FS_IOC_GETFLAGS on a descriptor."""
+    return int.from_bytes(fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))[:4], "little")
+
+
+def set_flags_of(fd: int, flags: int) -> None:
+    """FS_IOC_SETFLAGS on a descriptor."""
+    fcntl.ioctl(fd, FS_IOC_SETFLAGS, flags.to_bytes(8, "little"))
+
+
+def set_extended_flags_of(fd: int, flags: int) -> None:
+    """FS_IOC_FSSETXATTR: what FS_IOC_FSGETXATTR says, with these ``FS_XFLAG_…`` added."""
+    found = bytearray(fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(28)))
+    struct.pack_into("=I", found, 0, struct.unpack_from("=I", found)[0] | flags)
+    fcntl.ioctl(fd, FS_IOC_FSSETXATTR, bytes(found))
+
+
+def clone(source: int, target: int) -> None:
+    """FICLONE: the whole file becomes a reflink."""
+    fcntl.ioctl(target, FICLONE, source)
+
+
+def clone_range(source: int, target: int, length: int) -> None:
+    """FICLONERANGE of the first ``length`` bytes."""
+    fcntl.ioctl(target, FICLONERANGE, struct.pack("=qQQQ", source, 0, length, 0))
+
+
+def dedupe(source: int, target: int, length: int) -> None:
+    """FIDEDUPERANGE of the first ``length`` bytes, of one target."""
+    request = struct.pack("=QQHHI", 0, length, 1, 0, 0) + struct.pack("=qQQiI", target, 0, 0, 0, 0)
+    answer = fcntl.ioctl(source, FIDEDUPERANGE, request)
+    status: int = struct.unpack_from("=i", answer, 24 + 24)[0]
+    if status < 0:
+        raise OSError(-status, os.strerror(-status))
+
+
+def map_file(fd: int, length: int, protection: int, flags: int) -> int:
+    """mmap(2); returns the address."""
+    address: int = _libc.mmap(None, length, protection, flags, fd, 0)
+    if address == MAP_FAILED:
+        _checked(-1)
+    return address
+
+
+def unmap(address: int, length: int) -> None:
+    """munmap(2)."""
+    _checked(_libc.munmap(address, length))
+
+
+def protect(address: int, length: int, protection: int) -> None:
+    """mprotect(2)."""
+    _checked(_libc.mprotect(address, length, protection))
+
+
+def advise(address: int, length: int, advice: int) -> None:
+    """madvise(2)."""
+    _checked(_libc.madvise(address, length, advice))
+
+
+def read_memory(address: int, length: int) -> bytes:
+    """What lies there."""
+    return ctypes.string_at(address, length)
+
+
+def write_memory(address: int, content: bytes) -> None:
+    """Put it there; a signal where that is not allowed."""
+    ctypes.memmove(address, content, len(content))

@@ -16,6 +16,7 @@ import pytest
 
 from modamafs.store.records import (
     append_line,
+    new_record,
     open_records,
     read_record,
     remove_record,
@@ -55,7 +56,8 @@ def test_what_is_written_is_read(tmp_path: Path, directory: int) -> None:
     assert '  "path": "wäge"' in text, "for people too"
     write_record(directory, b"a.json", {})
     assert read_record(directory, b"a.json") == {}
-    write_record(directory, b"raw", b"\0bytes\xff")
+    with new_record(directory, b"raw") as file:
+        file.write(b"\0bytes\xff")
     assert (tmp_path / "raw").read_bytes() == b"\0bytes\xff"
     assert sorted(os.listdir(tmp_path)) == ["a.json", "raw"]
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644

@@ -1,0 +1,1 @@
+"""Sealing, proving and opening directory trees on the store."""
