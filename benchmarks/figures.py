@@ -52,3 +52,9 @@ RESTART_READER_S = (0.1, 0.05)
 """Longest gap of a reader when the worker is killed: to reach first, wanted."""
 MEMORY_MB = 60.0
 """Memory of the worker per 100,000 known inodes, in 10⁶ bytes."""
+SEAL_RATIO = 0.9
+"""Rate of sealing, and of verifying, large files, to that of `b3sum` on the same files."""
+SEAL_FILE_US = 300.0
+"""Sealing, and verifying, many small files: time for each."""
+SEAL_MB = 400.0
+"""Memory of the process that seals or verifies, in 10⁶ bytes."""
