@@ -12,9 +12,11 @@ import errno
 import fcntl
 import os
 import re
+import select
+import signal
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,9 +37,13 @@ _FS_IMMUTABLE_FL = 0x10
 GUARD_XATTR = "trusted.modama.guard"
 """On a guarded mount point: the mode that it had, in octal."""
 
-_DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
+DEAD = {errno.ENOTCONN, errno.ECONNABORTED}
+"""What every system call says on a mount that nobody serves any more."""
 _NO_SUCH_THING = {errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL, errno.EPERM}
 """How file systems say that they know no xattrs (of a namespace), or no inode flags."""
+
+PATIENCE_S = 3.0
+"""A mount that says nothing for so long does not answer."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -108,11 +114,56 @@ def real_mountpoint(path: str) -> str:
 
 def is_wedged(mountpoint: str) -> bool:
     """Whether the mount there is dead: every system call on it fails, as nobody serves it."""
+    return probe(mountpoint) in DEAD
+
+
+def probe(path: str, patience_s: float = PATIENCE_S) -> int | None:
+    """What ``stat(2)`` answers: 0 or an errno; None when it says nothing (seconds).
+
+    Who asks a FUSE mount whose daemon hangs, or a network file system, may wait for ever: here a
+    child process does.
+    """
+    return _in_child(lambda: os.stat(path), patience_s, kill=True)
+
+
+def _in_child(function: Callable[[], object], patience_s: float, *, kill: bool) -> int | None:
+    """Call it in a child process: 0 or its OSError's errno; None when it does not end in time.
+
+    Then the child is left to itself (``kill``: told to end, which it does as soon as it can).
+    """
+    # A signal's handler that raises in the child would let it do its parent's work there.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    pid = os.fork()
+    if pid == 0:
+        number = errno.EIO
+        try:
+            # Nobody is to wait for a pipe or a lock that a child holds which never ends.
+            os.closerange(0, os.sysconf("SC_OPEN_MAX"))
+            function()
+            number = 0
+        except OSError as error:
+            number = error.errno or number
+        finally:
+            os._exit(number)
+    ended = os.pidfd_open(pid)
     try:
-        os.stat(mountpoint)
-    except OSError as error:
-        return error.errno in _DEAD
-    return False
+        poller = select.poll()
+        poller.register(ended, select.POLLIN)
+        done = False
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            done = bool(poller.poll(patience_s * 1000))
+        finally:
+            if kill and not done:
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
+                if poller.poll(patience_s * 1000):
+                    os.waitpid(pid, 0)
+        if not done:
+            return None
+    finally:
+        os.close(ended)
+    _, status = os.waitpid(pid, 0)
+    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -126,6 +177,30 @@ def check(spec: MountSpec, device: Path = FUSE_DEVICE) -> None:
     _check_machine(device)
     _check_store(spec)
     _check_mountpoint(spec)
+
+
+def check_answers(path: str) -> None:
+    """Refuse a path, with ``MountRefused``, on which every system call waits, perhaps for ever.
+
+    It may have symbolic links; what is called with it afterwards gets an answer, or an error.
+    """
+    if probe(path) is not None:
+        return
+    real = os.path.abspath(path)
+    there = mounted_at(real)
+    if there:
+        raise _silent(there)
+    raise MountRefused(
+        f"{real} can't be reached: a mount on the way there does not answer, as its daemon or "
+        "server hangs: 'findmnt' lists the mounts, and 'umount -l' takes one away"
+    )
+
+
+def _silent(there: MountInfo) -> MountRefused:
+    return MountRefused(
+        f"{there.source} is mounted on {there.mountpoint} already and its daemon does not answer: "
+        f"'umount -l {there.mountpoint}' takes it away, then mount again"
+    )
 
 
 def _check_machine(device: Path) -> None:
@@ -177,6 +252,8 @@ def _check_store(spec: MountSpec) -> None:
 def _check_mountpoint(spec: MountSpec) -> None:
     mountpoint = Path(spec.mountpoint)
     there = mounted_at(spec.mountpoint)
+    if there and probe(spec.mountpoint) is None:
+        raise _silent(there)
     try:
         status = mountpoint.stat()
     except FileNotFoundError as error:
@@ -184,7 +261,7 @@ def _check_mountpoint(spec: MountSpec) -> None:
             f"the mount point {mountpoint} does not exist: make it with 'mkdir'"
         ) from error
     except OSError as error:
-        if error.errno not in _DEAD:
+        if error.errno not in DEAD:
             raise MountRefused(
                 f"the mount point {mountpoint} can't be used ({error.strerror}): choose another"
             ) from error
@@ -407,4 +484,17 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     """
     if _libc.umount2(os.fsencode(mountpoint), MNT_DETACH if lazy else 0):
         number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), mountpoint)
+
+
+def unmount_silent(mountpoint: str, *, lazy: bool = False) -> None:
+    """The same for a mount whose daemon does not answer: what waits for it does not wait here.
+
+    TimeoutError (ETIMEDOUT) when it is still mounted after that.
+    """
+    there = mounted_at(mountpoint)
+    number = _in_child(lambda: unmount(mountpoint, lazy=lazy), PATIENCE_S, kill=False)
+    if number is None and mounted_at(mountpoint) == there:
+        number = errno.ETIMEDOUT
+    if number:
         raise OSError(number, os.strerror(number), mountpoint)

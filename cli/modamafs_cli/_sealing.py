@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ from rich.progress import (
 )
 
 from modamafs.control import client
-from modamafs.errors import InvalidRequest, ModamaError, NotPermitted
+from modamafs.errors import InvalidRequest, ModamaError, NotMounted, NotPermitted
 from modamafs.model import Caller
 from modamafs_cli._common import Place, locate
 
 ASK_EVERY_S = 0.2
+PATIENCE_S = 10.0
+"""For a new daemon to answer."""
 
 
 def locate_directory(path: str) -> Place:
@@ -57,30 +60,49 @@ def ask(verb: str, path: str, **arguments: Any) -> dict[str, Any]:
 
 def _ask_daemon(runtime: Path, verb: str, order: dict[str, Any]) -> dict[str, Any]:
     outcome: list[Any] = []
+    ended = threading.Event()
 
     def call() -> None:
         try:
-            outcome.append(client.call(runtime, verb, order))
-        except ModamaError as error:
+            outcome.append(_call_again(runtime, verb, order))
+        except BaseException as error:  # noqa: BLE001 (handed on below)
             outcome.append(error)
+        ended.set()
 
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
+    threading.Thread(target=call, daemon=True).start()
     try:
         with _bar(verb) as show:
-            while thread.is_alive():
-                thread.join(ASK_EVERY_S)
-                if show and thread.is_alive():
+            while not ended.wait(ASK_EVERY_S):
+                if show:
                     with contextlib.suppress(ModamaError):
                         show(client.call(runtime, "progress", {"path": order["path"]}))
     except KeyboardInterrupt:
         client.call(runtime, "cancel", {"path": order["path"]})
-        thread.join()
+        ended.wait()
     [result] = outcome
-    if isinstance(result, ModamaError):
+    if isinstance(result, BaseException):
         raise result
     assert isinstance(result, dict)
     return result
+
+
+def _call_again(runtime: Path, verb: str, order: dict[str, Any]) -> Any:
+    """The daemon may be replaced meanwhile; the next one goes on with what was begun."""
+    try:
+        return client.call(runtime, verb, order)
+    except NotMounted:
+        if verb != "seal":
+            raise
+    deadline_s = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            client.call(runtime, "status", timeout_s=PATIENCE_S)
+        except NotMounted:
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(ASK_EVERY_S)
+        else:
+            return client.call(runtime, verb, order)
 
 
 def _do_here(place: Place, verb: str, order: dict[str, Any]) -> dict[str, Any]:

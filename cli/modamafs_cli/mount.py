@@ -49,6 +49,9 @@ def command(
     switches = {"read_only": read_only, "passthrough=off": no_passthrough}
     switches["channel=off"] = no_channel
     options += tuple(option for option, wanted in switches.items() if wanted)
+    mounting.check_answers(store)
+    # What is mounted on it may be a mount that is to be taken over and that nobody serves just now.
+    mounting.check_answers(os.path.dirname(os.path.abspath(mountpoint)))
     real_store = os.path.realpath(store)
     config = load_config(Path(real_store))
     try:

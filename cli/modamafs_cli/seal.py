@@ -19,11 +19,31 @@ SHOWN = (
 )  # fmt: skip
 
 
-@click.command("seal")
+class _OptionalSeconds(click.Command):
+    """So that ``--wait PATH`` is not taken for a number of seconds."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``--wait`` alone is ``--wait=inf``."""
+        plain = args.index("--") if "--" in args else len(args)
+        for at, word in enumerate(args[:plain]):
+            if word == "--wait" and not (at + 1 < plain and _is_number(args[at + 1])):
+                args = [*args[:at], "--wait=inf", *args[at + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+@click.command("seal", cls=_OptionalSeconds)
 @click.argument("path")
 @click.option(
-    "--wait", "wait_s", is_flag=False, flag_value=math.inf, type=click.FloatRange(min=0),
-    metavar="[SECONDS]", help="Wait until nobody has a file open for writing any more.",
+    "--wait", "wait_s", type=click.FloatRange(min=0), metavar="[SECONDS]",
+    help="Wait until nobody has a file open for writing any more.",
 )  # fmt: skip
 @click.option("--until", metavar="DATE", help="Not to be unsealed before that (YYYY-MM-DD).")
 @click.option("--hold/--no-hold", default=None, help="Not to be unsealed until that is lifted.")

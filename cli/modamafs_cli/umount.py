@@ -32,7 +32,7 @@ def command(mountpoint: str, lazy: bool, as_json: bool) -> None:
     runtime = runtime_of(real)
     mount = load_mount(runtime)
     if there and there.fstype == mounting.FSTYPE:
-        _unmount(real, lazy=lazy or mounting.is_wedged(real))
+        _unmount(real, lazy=lazy)
     elif there:
         raise NotMounted(f"what is mounted on {real} is {there.fstype}: use 'umount {real}'")
     elif not _left_behind(real, runtime):
@@ -42,13 +42,21 @@ def command(mountpoint: str, lazy: bool, as_json: bool) -> None:
 
 
 def _unmount(mountpoint: str, *, lazy: bool) -> None:
+    answer = mounting.probe(mountpoint)
     try:
-        mounting.unmount(mountpoint, lazy=lazy)
+        if answer is None:
+            mounting.unmount_silent(mountpoint, lazy=lazy)
+        else:
+            mounting.unmount(mountpoint, lazy=lazy or answer in mounting.DEAD)
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise Busy(
                 f"{mountpoint} is in use: 'fuser -vm {mountpoint}' shows by whom; end that, "
                 "or use --lazy"
+            ) from error
+        if error.errno == errno.ETIMEDOUT:
+            raise Busy(
+                f"{mountpoint} stays mounted, as its daemon does not answer: use --lazy"
             ) from error
         if error.errno == errno.EPERM:
             raise NotPermitted("unmounting needs root: run it with sudo") from error

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LINE_LIMIT_BYTES = 64 << 20
 """Of a reply: ``verify`` names every file that it misses."""
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
+"""Between two attempts to resume what somebody else is at."""
 
 
 @dataclass(slots=True)
@@ -159,14 +161,21 @@ async def resume_all(jobs: Jobs, paths: list[str]) -> None:
     root = Caller(0, 0)
 
     async def resume(path: str) -> None:
-        try:
-            record = await jobs.run({"verb": "resume", "path": path}, root)
-        except Busy as error:
-            log.info("resume-left path=%r error=%s", path, error)
-        except (ModamaError, OSError) as error:
-            log.warning("resume-failed path=%r error=%s", path, error)
-        else:
-            log.info("resumed path=%r state=%s", path, record["state"])
+        pause_s = SHORTEST_PAUSE_S
+        while True:
+            try:
+                record = await jobs.run({"verb": "resume", "path": path}, root)
+            except (ModamaError, OSError) as error:
+                # EBUSY: another mount is at it, or what an ended worker had started.
+                if error.errno != errno.EBUSY:
+                    log.warning("resume-failed path=%r error=%s", path, error)
+                    return
+                log.info("resume-waits path=%r error=%s", path, error)
+            else:
+                log.info("resumed path=%r state=%s", path, record["state"])
+                return
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async with trio.open_nursery() as nursery:
         for path in paths:

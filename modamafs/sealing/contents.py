@@ -77,18 +77,19 @@ def contents(fd: int, leaving_out: frozenset[bytes] = frozenset()) -> Iterator[E
                 path = path.rpartition(b"/")[0]
                 continue
             name = pending[-1].pop().rstrip(b"/")
-            entry = Entry(
-                path + b"/" + name if path else name,
-                name,
-                here,
-                os.stat(name, dir_fd=here, follow_symlinks=False),
-            )
-            yield entry
-            if entry.is_directory and entry.path not in leaving_out:
+            inside = path + b"/" + name if path else name
+            try:
+                found = os.stat(name, dir_fd=here, follow_symlinks=False)
+                entry = Entry(inside, name, here, found)
+                yield entry
+                if not entry.is_directory or inside in leaving_out:
+                    continue
                 here = _replace(here, os.open(name, DIRECTORY, dir_fd=here))
-                path = entry.path
-                pending.append(_names(here))
-                above.append(_identity(here))
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, os.fsdecode(inside)) from error
+            path = inside
+            pending.append(_names(here))
+            above.append(_identity(here))
     finally:
         os.close(here)
 

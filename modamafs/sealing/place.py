@@ -124,14 +124,12 @@ class Place:
         """The seal's record as it is just now; None: open."""
         return read_record(self.parent_fd, RECORDS + b"/" + SEALS + b"/" + self.record)
 
-    def write_history(self, event: dict[str, Any]) -> None:
-        """Append to the history, unless exactly this was written by an attempt that was killed."""
+    def write_history(self, event: dict[str, Any], *, once: bool = False) -> None:
+        """Append to the history; ``once``: unless an attempt that was killed has done so."""
         fd = open_records(self.parent_fd, RECORDS)
         try:
-            last = _last_line(fd)
-            if last is None or any(
-                last.get(key) != event.get(key) for key in ("event", "id", "path")
-            ):
+            last = _last_line(fd) if once else None
+            if last is None or any(last.get(key) != event.get(key) for key in ("event", "id")):
                 append_line(fd, HISTORY, event)
         finally:
             os.close(fd)

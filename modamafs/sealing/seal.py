@@ -102,7 +102,7 @@ def seal(
             assert records is not None
             record = read_record(records, place.record)
             if record is None:
-                record = _new_record(place, caller, wish)
+                record = _new_record(place, records, caller, wish)
                 record = _Sealing(place, records, progress, wish).run(record)
             elif record["state"] == SealState.SEALING.value:
                 record = _Sealing(place, records, progress, wish).run(record)
@@ -114,7 +114,7 @@ def seal(
             return _retain(place, records, record, caller, wish, today)
 
 
-def _new_record(place: Place, caller: Caller, wish: Wish) -> dict[str, Any]:
+def _new_record(place: Place, records: int, caller: Caller, wish: Wish) -> dict[str, Any]:
     return {
         "path": place.shown,
         "id": str(uuid.uuid4()),
@@ -129,7 +129,7 @@ def _new_record(place: Place, caller: Caller, wish: Wish) -> dict[str, Any]:
         "wait_s": wish.wait_s,
         "until": None,
         "hold": False,
-        "immutable_flag": immutable.is_supported(place.fd),
+        "immutable_flag": immutable.is_supported(records),
         "immutable_before": None,
         "tool": f"modamafs {version('modamafs')}",
     }
@@ -207,7 +207,7 @@ class _Sealing:
                 file.flush()
                 os.fsync(file.fileno())  # from here on no full disk is in the way
                 step("remembering")
-                place.write_history({"event": "sealed", **_for_history(record)})
+                place.write_history({"event": "sealed", **_for_history(record)}, once=True)
             step("committed")
             remove_record(records, place.worm)
             unlist_worm(place.store, place.relative)
@@ -503,7 +503,7 @@ def _open(place: Place, records: int, record: dict[str, Any], progress: Progress
         for key in ("path", "id", "content_hash", "unsealed_at", "unsealed_by", "reason")
     }
     progress.step("remembering")
-    place.write_history(event)
+    place.write_history(event, once=True)
     progress.step("thawing")
     if record["immutable_flag"]:
         _thaw(place, record, progress)
@@ -569,7 +569,7 @@ def repair(
         record = None if records is None else read_record(records, place.record)
         if records is None or record is None or record["state"] != SealState.SEALED.value:
             raise InvalidRequest(f"{place.shown} is not sealed: there is nothing to repair")
-        if not immutable.is_supported(place.fd):
+        if not immutable.is_supported(records):
             raise InvalidRequest(
                 f"{place.shown} lies on a file system without immutable flags, or this process may "
                 "not set them (CAP_LINUX_IMMUTABLE): the mount protects it by its record alone"

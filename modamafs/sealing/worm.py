@@ -50,13 +50,13 @@ def set_worm(
             decide.may_unseal(caller, stewards)
         elif not grace_s > 0:
             raise InvalidRequest("the time of grace has to be longer than 0 seconds")
-        if not immutable.is_supported(place.fd):
-            raise InvalidRequest(
-                f"{place.shown} lies on a file system without immutable flags, or this process may "
-                "not set them: writing once is not possible here; it can be sealed as a whole"
-            )
         with place.records(make=True) as records:
             assert records is not None
+            if not immutable.is_supported(records):
+                raise InvalidRequest(
+                    f"{place.shown} lies on a file system without immutable flags, or this "
+                    "process may not set them: it can only be sealed as a whole"
+                )
             event = {"event": "worm", "path": place.shown, "grace_s": grace_s, "at": now()}
             event |= {"by": user_name(caller.uid), "id": None}
             if grace_s is None:

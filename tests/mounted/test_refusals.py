@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -156,6 +157,87 @@ def test_an_old_mount_whose_daemon_is_dead(place: Place) -> None:
     mount(str(place.store), place.mountpoint, "fuse.modamafs", 0, options)
     os.close(fd)
     assert_refused(place, str(place.mountpoint), "dead", "umount")
+
+
+@contextlib.contextmanager
+def silent(place: Place, mountpoint: Path) -> Iterator[None]:
+    """A mount by hand, whose daemon reads nothing."""
+    fd = os.open("/dev/fuse", os.O_RDWR)
+    try:
+        options = f"fd={fd},rootmode=40000,user_id=0,group_id=0"
+        mount(str(place.store), mountpoint, "fuse.modamafs", 0, options)
+        yield
+    finally:
+        force_unmount(mountpoint)
+        os.close(fd)
+
+
+def test_an_old_mount_whose_daemon_does_not_answer(place: Place) -> None:
+    with silent(place, place.mountpoint):
+        assert_refused(place, str(place.mountpoint), "does not answer", "umount -l")
+        (place.base / "link").symlink_to(place.mountpoint)
+        place.arguments = ["mount", place.store, place.base / "link"]
+        assert_refused(place, str(place.mountpoint), "does not answer", "umount -l")
+        place.arguments.append("--foreground")
+        assert_refused(place, str(place.mountpoint), "does not answer", "umount -l")
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_store_on_a_mount_whose_daemon_does_not_answer(place: Place, below: str) -> None:
+    hangs = place.base / "hangs"
+    hangs.mkdir()
+    with silent(place, hangs):
+        place.arguments = ["mount", hangs / below, place.mountpoint]
+        assert_refused(place, str(hangs), "does not answer", "umount -l")
+
+
+def test_a_mount_point_in_a_mount_whose_daemon_does_not_answer(place: Place) -> None:
+    hangs = place.base / "hangs"
+    hangs.mkdir()
+    with silent(place, hangs):
+        place.arguments = ["mount", place.store, hangs / "mountpoint"]
+        assert_refused(place, str(hangs), "does not answer", "umount -l")
+
+
+@pytest.mark.parametrize("options", [[], ["--lazy"]])
+def test_a_mount_whose_daemon_does_not_answer_can_be_unmounted(
+    place: Place, options: list[str]
+) -> None:
+    with silent(place, place.mountpoint):
+        place.arguments = ["umount", *options, place.mountpoint]
+        done = place.run()
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert mounts_below(place.base) == []
+    with Mount(place.store, place.mountpoint):
+        assert (place.mountpoint / "file").read_text() == "content"
+
+
+def test_a_mount_whose_daemon_does_not_answer_hangs_nobody_else(place: Place) -> None:
+    with silent(place, place.mountpoint):
+        for arguments, status in (
+            (["status", "--json", place.mountpoint], 1),
+            (["status"], None),
+            (["doctor", place.store], 0),
+        ):
+            place.arguments = list(arguments)
+            done = place.run()
+            assert done.stderr == ""
+            assert status in (None, done.returncode), done.stdout
+
+
+def test_a_stopped_daemon_is_left_alone(place: Place) -> None:
+    """As by a debugger: what is mounted there comes back."""
+    with Mount(place.store, place.mountpoint, "--no-passthrough") as mounted:
+        worker = mounted.worker_pid()
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            # What the kernel remembers of the root may answer for the daemon.
+            assert_refused(place, str(place.mountpoint), "already")
+            status = mounted.status()
+            assert (status["answers"], status["worker_pid"]) == (False, worker)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert (place.mountpoint / "file").read_text() == "content"
 
 
 # the machine
