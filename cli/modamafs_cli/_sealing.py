@@ -79,6 +79,8 @@ def _ask_daemon(runtime: Path, verb: str, order: dict[str, Any]) -> dict[str, An
     except KeyboardInterrupt:
         client.call(runtime, "cancel", {"path": order["path"]})
         ended.wait()
+        if not isinstance(outcome[0], BaseException):  # too late: it was all but done
+            raise
     [result] = outcome
     if isinstance(result, BaseException):
         raise result

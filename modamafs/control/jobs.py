@@ -17,11 +17,12 @@ from typing import Any
 import trio
 
 from modamafs.control.protocol import decode_reply
-from modamafs.errors import Busy, InvalidRequest, ModamaError
-from modamafs.model import Caller
+from modamafs.errors import Busy, Cancelled, InvalidRequest, ModamaError
+from modamafs.model import Caller, SealState
 
 log = logging.getLogger(__name__)
 
+ENDS_IN = {"seal": SealState.SEALED.value, "unseal": SealState.OPEN.value}
 LINE_LIMIT_BYTES = 64 << 20
 """Of a reply: ``verify`` names every file that it misses."""
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 30.0
@@ -34,6 +35,7 @@ class Job:
 
     verb: str
     process: trio.Process | None = None
+    is_cancelled: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
 
 
@@ -56,6 +58,7 @@ class Jobs:
         job = self._running.get(path)
         if job is None or job.process is None:
             return False
+        job.is_cancelled = True
         job.process.send_signal(signal.SIGTERM)
         return True
 
@@ -70,11 +73,15 @@ class Jobs:
             reply = await self._converse(job, order, caller)
             if reply is not None:
                 return reply
-            log.warning("sealer-killed verb=%s path=%r", order["verb"], order["path"])
-            if order["verb"] in ("seal", "unseal"):
-                reply = await self._converse(job, {"verb": "resume", "path": order["path"]}, caller)
-            if reply is not None:
-                return reply
+            if not job.is_cancelled:
+                log.warning("sealer-killed verb=%s path=%r", order["verb"], order["path"])
+            if order["verb"] in ENDS_IN:
+                again = {"verb": "resume", "path": order["path"]}
+                reply = await self._converse(job, again, caller)
+                if reply is not None and reply["state"] == ENDS_IN[order["verb"]]:
+                    return reply
+            if job.is_cancelled:
+                raise Cancelled("given up: everything is as it was before")
         raise OSError(
             errno.EIO,
             f"the process that was to {order['verb']} {order['path']} was killed: "
