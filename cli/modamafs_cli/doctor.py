@@ -16,6 +16,8 @@ import click
 
 from modamafs import mounting
 from modamafs.errors import ModamaError
+from modamafs.store.backing import Store
+from modamafs.store.seals import Seals
 from modamafs_cli._common import emit, json_option
 
 # sys/fanotify.h, fcntl.h
@@ -58,7 +60,7 @@ def command(ctx: click.Context, store: Path | None, as_json: bool) -> None:
     directory = Path(os.path.realpath(store or tempfile.gettempdir()))
     if not directory.is_dir():
         raise ModamaError(f"{directory} is not a directory: name the store's directory")
-    checks = [*machine(), *file_system(directory), *servers()]
+    checks = [*machine(), *file_system(directory), *seals(directory), *servers()]
     lines = [f"{'yes' if c.ok else 'no':<4}{c.name}: {c.found}" + _advice(c) for c in checks]
     emit([check._asdict() for check in checks], "\n".join(lines), as_json=as_json)
     if not all(check.ok for check in checks if check.needed):
@@ -148,6 +150,28 @@ def file_system(directory: Path) -> list[Check]:
             "nodes are then kept in a table, and NFS handles do not outlive a remount: "
             "put the store on ext4, XFS or btrfs",
         ),
+    ]  # fmt: skip
+
+
+def seals(directory: Path) -> list[Check]:
+    """Whether what is sealed in a store has its second wall; nothing where nothing is sealed."""
+    with Store(directory) as store:
+        asked = Seals(store)
+        roots = asked.sealed_roots()
+        lacking = asked.without_wall()
+    if not roots:
+        return []
+    found = f"{len(roots)} sealed directories"
+    if lacking:
+        named = ", ".join(os.fsdecode(root) for root in lacking[:3])
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        found += f", {len(lacking)} without immutable flags or not finished: {named}{more}"
+    return [
+        Check(
+            "seals", not lacking, False, found,
+            "every mount refuses changes there all the same; 'modamafs seal --resume STORE' "
+            "finishes what was interrupted, 'modamafs seal --repair PATH' sets lost flags",
+        )
     ]  # fmt: skip
 
 

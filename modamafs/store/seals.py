@@ -107,6 +107,10 @@ class Seals:
             self._unwalled = not all(map(self._has_wall, self.listed()))
         return self._unwalled
 
+    def without_wall(self) -> list[bytes]:
+        """The sealed directories that lack the immutable flag, or whose flags are not complete."""
+        return [root for root in self.sealed_roots() if not self._has_wall(root)]
+
     def is_surely_walled(self) -> bool:
         """Whether everything that is sealed just now has its immutable flags."""
         return all(map(self._has_wall, self.listed()))

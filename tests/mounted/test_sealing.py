@@ -419,11 +419,15 @@ def test_without_flags_the_record_alone_protects_and_shows_it(mount: Mount) -> N
                 change()
             assert refused.value.errno == errno.EROFS
     assert not {entry.stat().st_mode & 0o222 for entry in os.scandir(raw) if entry.is_file()} - {0}
+    doctor = modamafs("doctor", mount.store)
+    assert "1 without immutable flags" in doctor.stdout
+    assert str(RAW) in doctor.stdout
     repaired = run("seal", "--repair", raw)
     assert repaired["repaired"] == 4
     assert repaired["content_hash"] == first["content_hash"]
     assert get_flags(mount.store / RAW / "frames/1.mrc") & FS_IMMUTABLE_FL
     assert run("seal", "--repair", raw)["repaired"] == 0
+    assert "without immutable flags" not in modamafs("doctor", mount.store).stdout
     assert modamafs("verify", raw).returncode == 0
 
 

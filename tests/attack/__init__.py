@@ -1,0 +1,1 @@
+"""What a seal promises, attacked: every door, by everybody, in every way."""
