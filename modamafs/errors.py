@@ -55,6 +55,12 @@ class Busy(ModamaError):
     errno = errno.EBUSY
 
 
+class DamagedRecord(ModamaError):
+    """A record on the store can't be understood; what it is about stays as it is."""
+
+    errno = errno.EIO
+
+
 class Cancelled(ModamaError):
     """Somebody asked to give it up."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from modamafs_cli._common import emit, json_option
+from modamafs_cli._common import emit, json_option, printable
 from modamafs_cli._sealing import ask
 
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
@@ -55,7 +55,7 @@ def _lines(path: str, result: dict[str, Any]) -> list[str]:
     what = f"{result['file_count']} files, {result['size_bytes']} bytes"
     lines = [f"{path}: {'as it was sealed' if result['ok'] else 'NOT as it was sealed'} ({what})"]
     for kind in ("missing", "added", "changed", "damaged", "manifest"):
-        lines += [f"  {kind + ':':<10}{name}" for name in result[kind]]
+        lines += [f"  {kind + ':':<10}{printable(name)}" for name in result[kind]]
     if not result["ok"] and result["content_intact"]:
         lines.append("  names and bytes are those that were sealed: the content hash is the same")
     if not result["remembered"]:

@@ -49,11 +49,14 @@ class Entry(NamedTuple):
         return os.open(self.name, DIRECTORY if self.is_directory else FILE, dir_fd=self.dir_fd)
 
 
-def contents(fd: int, leaving_out: frozenset[bytes] = frozenset()) -> Iterator[Entry]:
+def contents(
+    fd: int, leaving_out: frozenset[bytes] = frozenset(), *, vanishing: bool = False
+) -> Iterator[Entry]:
     """The directory itself, and everything below but what belongs to modamafs, in order.
 
     A directory comes before what is in it. ``leaving_out`` are paths of directories that are not
-    looked into (they themselves are given). One descriptor is held, at any depth.
+    looked into (they themselves are given). With ``vanishing``, what is removed meanwhile is passed
+    over. One descriptor is held, at any depth.
 
     OSError: ESTALE where a directory was moved away meanwhile; whatever reading gives.
     """
@@ -86,6 +89,8 @@ def contents(fd: int, leaving_out: frozenset[bytes] = frozenset()) -> Iterator[E
                     continue
                 here = _replace(here, os.open(name, DIRECTORY, dir_fd=here))
             except OSError as error:
+                if vanishing and error.errno == errno.ENOENT:
+                    continue
                 raise OSError(error.errno, error.strerror, os.fsdecode(inside)) from error
             path = inside
             pending.append(_names(here))

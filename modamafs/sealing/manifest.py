@@ -32,7 +32,9 @@ KINDS = {
     stat.S_IFCHR: b"char",
 }
 
-LEFT_OUT_XATTRS = re.compile(rb"(^|.*\.)modama\..*|security\.(selinux|ima|evm)|btrfs\..*")
+LEFT_OUT_XATTRS = re.compile(
+    rb"(^|.*\.)modama\..*|security\.(selinux|ima|evm)|trusted\.SGI_.*|btrfs\..*"
+)
 """Ours, and what belongs to the system that the tree lies on."""
 
 
@@ -95,7 +97,7 @@ def line_of(entry: Entry, digest: str = "", fd: int | None = None) -> Line:
     elif stat.S_ISLNK(found.st_mode):
         target = os.readlink(entry.name, dir_fd=entry.dir_fd)
     elif stat.S_ISBLK(found.st_mode) or stat.S_ISCHR(found.st_mode):
-        facts += b" device=linux,%d,%d" % (os.major(found.st_rdev), os.minor(found.st_rdev))
+        facts += b" device=native,%d,%d" % (os.major(found.st_rdev), os.minor(found.st_rdev))
     facts += b" time=%d.%09d" % divmod(found.st_mtime_ns, 1_000_000_000)
     facts += _xattrs(entry, fd)
     return Line(entry.path, KINDS[entry.kind], digest, target, facts)
@@ -125,9 +127,13 @@ def _xattrs(entry: Entry, fd: int | None) -> bytes:
 # ---- b3sum ---------------------------------------------------------------------------------------
 
 
+MINUS = b"./-"
+"""A file of that name; ``-`` alone is standard input to ``b3sum``."""
+
+
 def b3sum_line(line: Line) -> bytes:
     """One line as ``b3sum`` prints it: names with a backslash or newline are escaped and marked."""
-    path = line.path
+    path = line.path if line.path != b"-" else MINUS
     if b"\\" in path or b"\n" in path:
         path = path.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
         return b"\\%s  %s\n" % (line.digest.encode(), path)
@@ -142,7 +148,7 @@ def parse_b3sum_line(text: bytes) -> tuple[bytes, str]:
         raise ValueError(f"no line of a B3SUMS file: {text[:100]!r}")
     if escaped:
         path = re.sub(rb"\\([\\n])", lambda found: b"\\" if found[1] == b"\\" else b"\n", path)
-    return path, digest.decode()
+    return path if path != MINUS else b"-", digest.decode()
 
 
 # ---- mtree ---------------------------------------------------------------------------------------

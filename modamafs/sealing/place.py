@@ -18,16 +18,28 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from modamafs.config import load_config
-from modamafs.errors import Busy, ConfigurationError, InvalidRequest
-from modamafs.model import RECORDS
+from modamafs.errors import Busy, ConfigurationError, DamagedRecord, InvalidRequest
+from modamafs.model import RECORDS, SealState
 from modamafs.store.backing import Store
-from modamafs.store.records import append_line, open_records, read_record, write_record
+from modamafs.store.records import append_line, open_records, read_record
 from modamafs.store.seals import SEALS, covering
 
 HISTORY = b"history.jsonl"
 LONGEST_NAME_BYTES = 255 - len(b".verified.new")
 LONGEST_PATH_BYTES = 3500
 """So that the record's path, and the sealed directory's seen from outside, fit into PATH_MAX."""
+MISSING_KEYS: dict[str, Any] = {
+    "content_hash": None,
+    "attribute_hash": None,
+    "b3sums_hash": None,
+    "file_count": None,
+    "size_bytes": None,
+    "immutable_flag": False,
+    "immutable_before": [],
+    "until": None,
+    "hold": False,
+}
+"""What a record of an earlier version does not say."""
 SESSION_DEPTH = 3
 """AREA/PROJECT/SESSION."""
 
@@ -121,8 +133,21 @@ class Place:
             os.close(fd)
 
     def read(self) -> dict[str, Any] | None:
-        """The seal's record as it is just now; None: open."""
-        return read_record(self.parent_fd, RECORDS + b"/" + SEALS + b"/" + self.record)
+        """The seal's record as it is just now; None: open.
+
+        DamagedRecord (EIO): there is one, and nothing can be done but to restore it.
+        """
+        try:
+            record = read_record(self.parent_fd, RECORDS + b"/" + SEALS + b"/" + self.record)
+            if record is None:
+                return None
+            SealState(record["state"])
+        except (ValueError, LookupError, TypeError):
+            raise DamagedRecord(
+                f"the record of the seal on {self.shown} can't be understood, and it stays sealed: "
+                f"restore {os.fsdecode(self.record)} in .modama/seals beside it from a backup"
+            ) from None
+        return MISSING_KEYS | record
 
     def write_history(self, event: dict[str, Any], *, once: bool = False) -> None:
         """Append to the history; ``once``: unless an attempt that was killed has done so."""
@@ -150,11 +175,6 @@ def _last_line(fd: int) -> dict[str, Any] | None:
     except ValueError:  # a line that was cut off by a full disk, or somebody's own
         return None
     return last if isinstance(last, dict) else None
-
-
-def write_verified(records: int, place: Place, found: dict[str, Any]) -> None:
-    """Remember when the seal was last proved."""
-    write_record(records, place.verified, found)
 
 
 def stewards_gid(store: Store) -> int | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from modamafs.errors import Busy, InvalidRequest, ModamaError
+from modamafs.errors import Busy, DamagedRecord, InvalidRequest, ModamaError
 from modamafs.model import Caller, SealState
 from modamafs.policy import decide
 from modamafs.sealing import immutable
@@ -32,7 +32,7 @@ from modamafs.sealing.progress import Progress
 from modamafs.sealing.writers import describe, find_writers, is_open_for_writing
 from modamafs.store import _volume
 from modamafs.store.backing import Store
-from modamafs.store.records import encode, new_record, read_record, remove_record, write_record
+from modamafs.store.records import NEW, encode, new_record, remove_record, write_record
 from modamafs.store.seals import (
     enlist,
     is_listed,
@@ -100,7 +100,7 @@ def seal(
         progress.step("gate")
         with place.records(make=True) as records:
             assert records is not None
-            record = read_record(records, place.record)
+            record = place.read()
             if record is None:
                 record = _new_record(place, records, caller, wish)
                 record = _Sealing(place, records, progress, wish).run(record)
@@ -127,8 +127,9 @@ def _new_record(place: Place, records: int, caller: Caller, wish: Wish) -> dict[
         "sealed_by": user_name(caller.uid),
         "requested_at": now(),
         "wait_s": wish.wait_s,
-        "until": None,
-        "hold": False,
+        "until": str(wish.until) if wish.until else None,
+        "hold": bool(wish.hold),
+        "reason": wish.reason,
         "immutable_flag": immutable.is_supported(records),
         "immutable_before": None,
         "tool": f"modamafs {version('modamafs')}",
@@ -191,6 +192,7 @@ class _Sealing:
             enlist(place.store, place.relative)
             step("enlisted")
             write_record(records, place.record, record)
+            self._refuse_others()
             step("looking")
             found = self._wait_for_writers()
             if record["immutable_before"] is None:
@@ -201,20 +203,50 @@ class _Sealing:
             step("marking")
             _mark(place, record["id"])
             record |= self._freeze_and_hash(record)
-            step("committing")
-            with new_record(records, place.record) as file:
-                file.write(encode(record, indent=2))
-                file.flush()
-                os.fsync(file.fileno())  # from here on no full disk is in the way
-                step("remembering")
-                place.write_history({"event": "sealed", **_for_history(record)}, once=True)
-            step("committed")
-            remove_record(records, place.worm)
-            unlist_worm(place.store, place.relative)
+            self._commit(record)
         except (OSError, ModamaError):
             _roll_back(place, records, record)
             raise
+        step("committed")
+        remove_record(records, place.worm)
+        unlist_worm(place.store, place.relative)
         return record
+
+    def _refuse_others(self) -> None:
+        """Busy: something inside, or a directory above, is being sealed or opened as well.
+
+        Asked when the own record is there: of two that begin at once, one sees the other.
+        """
+        place = self.place
+        above = place.covering()
+        if above != place.relative:
+            raise Busy(f"{os.fsdecode(above or b'')} is being sealed, and this lies in it")
+        for inner in recorded_below(place.fd):
+            with Place(place.store, place.relative + b"/" + inner) as inside:
+                record = inside.read()
+            if record is not None and record["state"] != SealState.SEALED.value:
+                raise Busy(
+                    f"{inside.shown} lies in it, and is in the state '{record['state']}': "
+                    "wait for that, or finish it with 'modamafs seal --resume'"
+                )
+
+    def _commit(self, record: dict[str, Any]) -> None:
+        self.progress.step("committing")
+        event = {"event": "sealed", **_for_history(record)}
+        remembered = False
+        try:
+            with new_record(self.records, self.place.record) as file:
+                file.write(encode(record, indent=2))
+                file.flush()
+                os.fsync(file.fileno())  # from here on no full disk is in the way
+                self.progress.step("remembering")
+                self.place.write_history(event, once=True)
+                remembered = True
+        except OSError as error:
+            if remembered:
+                said = {"event": "not sealed", "path": record["path"], "id": record["id"]}
+                self.place.write_history(said | {"at": now(), "reason": str(error)})
+            raise
 
     def _wait_for_writers(self) -> _Look:
         """Busy: somebody writes, or a file has a name outside."""
@@ -258,6 +290,7 @@ class _Sealing:
         """Write both manifests. What the record is to say, and the tree's fingerprint."""
         hashes, fingerprint = Hashes(), blake3()
         files = size_bytes = 0
+        sums = blake3()
         hasher = Hasher(self.progress.bytes)
         with (
             new_record(self.records, self.place.b3sums) as b3sums,
@@ -270,7 +303,9 @@ class _Sealing:
                 hashes.add(line)
                 mtree.write(mtree_lines(line))
                 if entry.is_file:
-                    b3sums.write(b3sum_line(line))
+                    text = b3sum_line(line)
+                    b3sums.write(text)
+                    sums.update(text)
                     files += 1
                     size_bytes += length
                     self.progress.file()
@@ -279,6 +314,7 @@ class _Sealing:
             "state": SealState.SEALED.value,
             "content_hash": hashes.content_hash,
             "attribute_hash": hashes.attribute_hash,
+            "b3sums_hash": f"blake3:{sums.hexdigest()}",
             "file_count": files,
             "size_bytes": size_bytes,
             "sealed_at": now(),
@@ -332,6 +368,10 @@ def _look(place: Place) -> _Look:
     inside = frozenset(recorded_below(place.fd))
     for entry in contents(place.fd, inside):
         if entry.path in inside:  # sealed by itself
+            with Place(place.store, place.relative + b"/" + entry.path) as sealed:
+                record = sealed.read() or {}
+            look.files += record.get("file_count") or 0
+            look.size_bytes += record.get("size_bytes") or 0
             continue
         if not (entry.is_file or entry.is_directory):
             if entry.found.st_nlink > 1:
@@ -399,12 +439,18 @@ def _mark(place: Place, seal_id: str) -> None:
     os.fsync(place.fd)
 
 
-def _unmark(place: Place) -> None:
+def _unmark(place: Place, record: dict[str, Any]) -> None:
+    """Remove the mark; if the directory had the flag before, it has it afterwards."""
     try:
-        os.removexattr(place.fd, SEAL_XATTR)
+        os.getxattr(place.fd, SEAL_XATTR)
     except OSError as error:
         if error.errno != errno.ENODATA:
             raise
+    else:
+        immutable.change(place.fd, False)
+        os.removexattr(place.fd, SEAL_XATTR)
+    if "" in (record["immutable_before"] or ()):
+        immutable.change(place.fd, True)
 
 
 def freeze(place: Place, progress: Progress) -> int:
@@ -412,19 +458,28 @@ def freeze(place: Place, progress: Progress) -> int:
 
     How many lacked it.
     """
-    return _change_flags(place, True, frozenset(), progress)
+    return _change_flags(place, True, frozenset(), frozenset(), progress)
 
 
 def _thaw(place: Place, record: dict[str, Any], progress: Progress) -> None:
     """Clear the flags, but for what is sealed by itself, and what had the flag before."""
-    kept = frozenset(os.fsencode(path) for path in record.get("immutable_before") or ())
-    _change_flags(place, False, kept | frozenset(recorded_below(place.fd)), progress)
+    if not record["immutable_flag"] or record["immutable_before"] is None:  # nothing was frozen
+        return
+    kept = frozenset(os.fsencode(path) for path in record["immutable_before"])
+    _change_flags(place, False, kept, frozenset(recorded_below(place.fd)), progress)
 
 
-def _change_flags(place: Place, wanted: bool, kept: frozenset[bytes], progress: Progress) -> int:
+def _change_flags(
+    place: Place,
+    wanted: bool,
+    kept: frozenset[bytes],
+    sealed: frozenset[bytes],
+    progress: Progress,
+) -> int:
     changed = 0
-    for entry in contents(place.fd, kept):
-        if entry.path in kept or not (entry.is_directory or entry.is_file):
+    for entry in contents(place.fd, sealed):
+        left = entry.path in kept or entry.path in sealed
+        if left or not (entry.is_directory or entry.is_file):
             continue
         fd = entry.open()
         try:
@@ -437,14 +492,14 @@ def _change_flags(place: Place, wanted: bool, kept: frozenset[bytes], progress: 
 
 def _roll_back(place: Place, records: int, record: dict[str, Any]) -> None:
     """Leave it open, as it was. If that fails as well, ``sealing`` stays, and shut it stays."""
-    if record["immutable_flag"] and record["immutable_before"] is not None:
-        _thaw(place, record, Progress())
-    _unmark(place)
+    _thaw(place, record, Progress())
+    _unmark(place, record)
     _remove_records(place, records)
 
 
 def _remove_records(place: Place, records: int) -> None:
     for name in (place.b3sums, place.mtree, place.verified, place.record):
+        remove_record(records, name + NEW)
         remove_record(records, name)
     unlist(place.store, place.relative)
 
@@ -470,7 +525,7 @@ def unseal(
     if not reason.strip():
         raise InvalidRequest("unsealing needs a reason: --reason TEXT")
     with Place(store, relative) as place, place.records(make=False) as records:
-        record = None if records is None else read_record(records, place.record)
+        record = None if records is None else place.read()
         if records is None or record is None:
             above = place.covering()
             raise InvalidRequest(
@@ -483,7 +538,8 @@ def unseal(
             raise InvalidRequest(
                 f"{os.fsdecode(above or b'')} is sealed, and this lies in it: unseal that first"
             )
-        decide.may_be_opened(record, datetime.now(UTC).date())
+        if record["state"] == SealState.SEALED.value:
+            decide.may_be_opened(record, datetime.now(UTC).date())
         if record["state"] != SealState.UNSEALING.value:
             progress.step("opening")
             record |= {
@@ -505,10 +561,9 @@ def _open(place: Place, records: int, record: dict[str, Any], progress: Progress
     progress.step("remembering")
     place.write_history(event, once=True)
     progress.step("thawing")
-    if record["immutable_flag"]:
-        _thaw(place, record, progress)
+    _thaw(place, record, progress)
     progress.step("unmarking")
-    _unmark(place)
+    _unmark(place, record)
     progress.step("removing records")
     _remove_records(place, records)
     progress.step("opened")
@@ -530,10 +585,13 @@ def resume(
     with Place(store, relative) as place:
         decide.may_seal(caller, place.owners, stewards_gid(store))
         with place.records(make=False) as records:
-            record = None if records is None else read_record(records, place.record)
+            record = None if records is None else place.read()
             if records is None or record is None:
                 unlist(store, place.relative)
                 return {"path": place.shown, "state": SealState.OPEN.value}
+            above = place.covering()
+            if above != place.relative and record["state"] != SealState.SEALED.value:
+                raise Busy(f"{os.fsdecode(above or b'')} is sealed, and this lies in it")
             if record["state"] == SealState.UNSEALING.value:
                 return _open(place, records, record, progress)
             if record["state"] == SealState.SEALING.value:
@@ -549,7 +607,7 @@ def interrupted(store: Store, roots: list[bytes]) -> Iterator[bytes]:
         try:
             with Place(store, root) as place:
                 record = place.read()
-        except (InvalidRequest, OSError, ValueError):
+        except (InvalidRequest, DamagedRecord, OSError):
             continue
         if record is None or record.get("state") != SealState.SEALED.value:
             yield root
@@ -566,7 +624,7 @@ def repair(
     progress = progress or Progress()
     decide.may_unseal(caller, stewards_gid(store))
     with Place(store, relative) as place, place.records(make=False) as records:
-        record = None if records is None else read_record(records, place.record)
+        record = None if records is None else place.read()
         if records is None or record is None or record["state"] != SealState.SEALED.value:
             raise InvalidRequest(f"{place.shown} is not sealed: there is nothing to repair")
         if not immutable.is_supported(records):

@@ -58,7 +58,7 @@ def verify(
     """
     progress = progress or Progress()
     with Place(store, relative) as place, place.records(make=False) as records:
-        record = None if records is None else read_record(records, place.record)
+        record = None if records is None else place.read()
         above = place.covering()
         if records is None or record is None:
             raise InvalidRequest(
@@ -74,8 +74,12 @@ def verify(
             )
         progress.expect(record["file_count"], record["size_bytes"])
         progress.step("verifying")
-        findings, hashes = _compare(place, records, Pace(max_bytes_per_s), progress)
+        findings, hashes = _compare(place, records, record, Pace(max_bytes_per_s), progress)
         intact = hashes.content_hash == record["content_hash"]
+        if findings.manifest and intact:  # the hashes say it: these are the manifests' faults
+            findings.missing, findings.added, findings.damaged = [], [], []
+            if hashes.attribute_hash == record["attribute_hash"]:
+                findings.changed = []
         if findings.ok and not (intact and hashes.attribute_hash == record["attribute_hash"]):
             findings.manifest.append("the manifests are not those that the record was made with")
         result: dict[str, Any] = {
@@ -119,7 +123,9 @@ def _shown(path: bytes) -> str:
     return os.fsdecode(path) or "."
 
 
-def _compare(place: Place, records: int, pace: Pace, progress: Progress) -> tuple[Findings, Hashes]:
+def _compare(
+    place: Place, records: int, record: dict[str, Any], pace: Pace, progress: Progress
+) -> tuple[Findings, Hashes]:
     """Go through the tree and the manifests side by side: they have the same order."""
     findings, hashes = Findings(), Hashes()
 
@@ -128,10 +134,12 @@ def _compare(place: Place, records: int, pace: Pace, progress: Progress) -> tupl
         pace(count)
 
     hasher = Hasher(told)
+    for name, key in ((place.b3sums, "b3sums_hash"), (place.mtree, "attribute_hash")):
+        if record[key] is not None and _hash_of(records, name) not in (None, record[key]):
+            findings.manifest.append(f"{os.fsdecode(name)} is not what sealing has written")
     with ExitStack() as stack:
         lines = _sealed_lines(stack, place, records, findings)
-        first = next(lines, None)
-        expected = None if findings.manifest else _Expected(first, lines)
+        expected = _Expected(lines)
         for entry in contents(place.fd):
             failure = None
             try:
@@ -143,8 +151,6 @@ def _compare(place: Place, records: int, pace: Pace, progress: Progress) -> tupl
                 progress.file()
                 progress.step("verified a file", once=False)
             hashes.add(found)
-            if expected is None:
-                continue
             known = expected.at(entry.path, entry.is_directory, findings)
             if known is None:
                 findings.added.append(_shown(entry.path))
@@ -153,17 +159,33 @@ def _compare(place: Place, records: int, pace: Pace, progress: Progress) -> tupl
                 continue
             same_facts = found._replace(digest="") == known._replace(digest="")
             (findings.damaged if same_facts else findings.changed).append(_shown(entry.path))
-        if expected is not None:
-            expected.rest(findings)
+        expected.rest(findings)
+    for path in set(findings.missing) & set(findings.added):  # sorts elsewhere as another type
+        findings.missing.remove(path)
+        findings.added.remove(path)
+        findings.changed.append(path)
     return findings, hashes
+
+
+def _hash_of(records: int, name: bytes) -> str | None:
+    """None: it can't be read, which is said when it has to be."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=records)
+    except OSError:
+        return None
+    try:
+        digest, _ = Hasher(lambda _: None).digest(fd, os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
+    return f"blake3:{digest}"
 
 
 class _Expected:
     """The sealed entries, asked for in the order of what is found."""
 
-    def __init__(self, first: Line | None, lines: Iterator[Line]) -> None:
+    def __init__(self, lines: Iterator[Line]) -> None:
         self._lines = lines
-        self._next = first
+        self._next = next(lines, None)
 
     def at(self, path: bytes, is_directory: bool, findings: Findings) -> Line | None:
         """The entry with this path; those that should have come before it are missing."""
@@ -207,7 +229,7 @@ def _sealed_lines(
             if path != line.path and not findings.manifest:
                 findings.manifest.append(
                     f"{os.fsdecode(place.b3sums)} and {os.fsdecode(place.mtree)} "
-                    f"do not name the same files, from {_shown(line.path)} on"
+                    f"do not name the same files, from {_shown(line.path)!r} on"
                 )
             yield line._replace(digest=digest)
     except ValueError as error:

@@ -57,6 +57,9 @@ def set_worm(
                     f"{place.shown} lies on a file system without immutable flags, or this "
                     "process may not set them: it can only be sealed as a whole"
                 )
+            known = read_record(records, place.worm)
+            if known is not None and grace_s is not None and grace_s > known["grace_s"]:
+                decide.may_unseal(caller, stewards)
             event = {"event": "worm", "path": place.shown, "grace_s": grace_s, "at": now()}
             event |= {"by": user_name(caller.uid), "id": None}
             if grace_s is None:
@@ -124,7 +127,7 @@ class Sweeper:
 
 def _candidates(place: Place) -> Iterator[tuple[int, int]]:
     """The files that have bytes and lack the flag: a descriptor, for that step, and the inode."""
-    for entry in contents(place.fd):
+    for entry in contents(place.fd, vanishing=True):
         if not entry.is_file or not entry.found.st_size:
             continue
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import uuid
@@ -55,8 +56,13 @@ def keep(store: Store, fd: int, path: bytes) -> Kept:
         place = open_records(history, name)
         try:
             os.symlink(os.path.relpath(path, path_of(store.root_fd)), PATH, dir_fd=place)
-            os.rename(RECORDS, KEPT, src_dir_fd=fd, dst_dir_fd=place)
             os.fsync(place)
+            os.rename(RECORDS, KEPT, src_dir_fd=fd, dst_dir_fd=place)
+        except OSError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(PATH, dir_fd=place)
+            os.rmdir(name, dir_fd=history)
+            raise
         finally:
             os.close(place)
     finally:

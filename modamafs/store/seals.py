@@ -123,7 +123,11 @@ class Seals:
             return covering(self._store, root) is None
         if record.get("state") != SealState.SEALED.value or not record.get("immutable_flag"):
             return False
-        fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._store.root_fd)
+        try:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+            fd = os.open(root, flags, dir_fd=self._store.root_fd)
+        except OSError as error:  # removed on the store: then there is nothing to protect
+            return error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
         try:
             has_flag: bool = self._store.volume.attributes(fd).immutable
         finally:

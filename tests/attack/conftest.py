@@ -24,13 +24,6 @@ FRESH = ("-o", "attribute_timeout_s=0,entry_timeout_s=0")
 """So that what the kernel remembers decides nothing."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.mount)
-
-
 class Place(NamedTuple):
     """A kind of file system and a kind of mount."""
 

@@ -508,7 +508,7 @@ def test_until_and_hold(mount: Mount) -> None:
     assert state(mount.store / RAW) == "sealed"
     lines = (mount.store / SESSION / ".modama/history.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
-    assert [event["event"] for event in events] == ["sealed", *["retention"] * 3]
+    assert [event["event"] for event in events] == ["sealed", "retention", "retention"]
     assert events[-1]["reason"] == "case closed"
 
 
