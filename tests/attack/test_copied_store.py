@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.attack.conftest import Sealed
 from tests.attack.doors import DOORS, Kind
 from tests.attack.scene import DIRECTORIES, FILES, USERS
 from tests.attack.ways import Way
-from tests.support.mounts import Mount
+from tests.support.mounts import Mount, modamafs
 from tests.support.syscalls import FS_IMMUTABLE_FL, get_flags
 from tests.support.targets import Workshop
 from tests.support.trees import differences
@@ -50,6 +51,20 @@ def test_it_is_sealed_without_any_flag(copied: Mount) -> None:
         found = as_user(USERS[who], doors.attempt, DOORS, Way(copied.root))
         assert doors.not_refused(DOORS, found, who, "a copy", by_us=True) == []
         assert differences(before, scene.whole(copied.store)) == []
+
+
+def test_the_flags_can_be_brought_back(copied: Mount, sealed: Sealed) -> None:
+    raw = Path(scene.RAW)
+    record = Path(scene.SESSION, ".modama/seals", f"{raw.name}.json")
+    original = json.loads((sealed.store / record).read_text())
+    done = modamafs("seal", "--repair", "--json", copied.root / raw)
+    assert done.returncode == 0, done.stderr
+    inside = [name for name in (*DIRECTORIES, *FILES) if f"{name}/".startswith(f"{scene.RAW}/")]
+    assert protected(copied.store) == inside
+    verified = json.loads(modamafs("verify", "--json", copied.root / raw).stdout)
+    assert verified["content_intact"] is True
+    assert verified["content_hash"] == original["content_hash"]
+    assert json.loads((copied.store / record).read_text())["id"] == original["id"]
 
 
 @pytest.mark.usefixtures("nothing_changes")

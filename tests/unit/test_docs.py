@@ -10,8 +10,10 @@ import pytest
 
 from modamafs import config
 from modamafs_cli.main import Commands, cli
+from tests.attack.doors import DOORS, EVERY_DOOR
 
 PAGE = (Path(__file__).parents[2] / "docs/modamafs.8.md").read_text()
+SEALS = (Path(__file__).parents[2] / "docs/seals.md").read_text()
 SECTIONS = (
     "NAME", "SYNOPSIS", "DESCRIPTION", "COMMANDS", "MOUNT OPTIONS", "FILES", "EXIT STATUS",
     "EXAMPLES", "SEE ALSO",
@@ -74,3 +76,25 @@ def test_each_setting_of_the_configuration() -> None:
     for structure in (config.MountSection, config.StewardsSection):
         for key in structure.__struct_fields__:
             assert f"**{key}**" in text, key
+
+
+def test_the_table_of_doors_is_complete() -> None:
+    assert f"{len(DOORS)} doors" in SEALS
+    table = SEALS.split("### Every door")[1]
+    for phrase in EVERY_DOOR:
+        assert phrase.split(" of a sealed tree")[0] in table, phrase
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+)`", SEALS))))
+def test_each_test_that_the_seals_page_names(name: str) -> None:
+    tests = Path(__file__).parents[1]
+    assert any(f"def {name}(" in path.read_text() for path in tests.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`(?:tests/)?([\w/]+\.py)`", SEALS))))
+def test_each_file_that_the_seals_page_names(name: str) -> None:
+    root = Path(__file__).parents[2]
+    assert any(
+        (place / name).exists()
+        for place in (root / "tests", root / "tests/attack", root / "modamafs")
+    )
