@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import signal
@@ -102,10 +103,20 @@ def _own_directory(workshop: Workshop, kind: str, name: str) -> Iterator[Target]
         shared.mount.fail_on_unexpected_log_lines()
 
 
+@contextlib.contextmanager
+def suppressed_long_path() -> Iterator[None]:
+    """A descriptor far below has no path that could be told."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+
+
 def close_what_is_open_below(directory: Path) -> None:
     """A test that failed leaves descriptors, and they would keep the mount busy."""
     for link in list(Path("/proc/self/fd").iterdir()):
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), suppressed_long_path():
             if str(link.readlink()).startswith(f"{directory}/"):
                 os.close(int(link.name))
 

@@ -152,7 +152,7 @@ class _Process:
         """The inodes among these that are the store's, as often as they are met."""
         for name in self._fds:
             with _gone_is_fine():
-                path = os.readlink(self.directory + b"/fd/" + name)
+                path = self._path_of(name)
                 # A link's own mode says how it is open: that is known faster than the rest.
                 if path.startswith(b"/") and self._is_open_for_writing(b"/fd/" + name):
                     yield from self._of_descriptor(name, path, inodes, devices)
@@ -167,6 +167,15 @@ class _Process:
                     path = match[5].replace(b"\\012", b"\n")
                     if devices.is_ours(device, path, inodes[ino]):
                         yield ino
+
+    def _path_of(self, name: bytes) -> bytes:
+        """Where a descriptor leads to; no path may be longer than 4096 bytes: that is ``/``."""
+        try:
+            return os.readlink(self.directory + b"/fd/" + name)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return b"/"
 
     def _maps(self) -> bytes:
         with _gone_is_fine():

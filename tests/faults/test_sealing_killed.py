@@ -16,7 +16,7 @@ from blake3 import blake3
 from tests.support.mounts import Mount, modamafs, wait_until
 from tests.support.syscalls import FS_IMMUTABLE_FL, get_flags
 from tests.support.targets import Workshop
-from tests.support.trees import snapshot
+from tests.support.trees import remove, snapshot
 
 SESSION = Path("area/project/session")
 RAW = SESSION / "raw"
@@ -78,6 +78,7 @@ def mount(
         mount.expected_in_log("sealer-killed", "resume-failed", "worker-died", "worker-ended"),
     ):
         yield mount
+    remove(store)
 
 
 def record(mount: Mount) -> dict[str, Any] | None:

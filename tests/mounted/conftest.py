@@ -9,14 +9,18 @@ import pytest
 
 from tests.support.mounts import Mount
 from tests.support.targets import Workshop
+from tests.support.trees import remove
 
 
 @pytest.fixture(params=["ext4", "xfs", "btrfs"])
-def store(request: pytest.FixtureRequest, workshop: Workshop, new_name: Callable[[], str]) -> Path:
+def store(
+    request: pytest.FixtureRequest, workshop: Workshop, new_name: Callable[[], str]
+) -> Iterator[Path]:
     """A new store, on each kind of file system."""
     directory: Path = workshop.image(request.param).root / f"store-{new_name()}"
     directory.mkdir()
-    return directory
+    yield directory
+    remove(directory)
 
 
 @pytest.fixture(params=["", "--no-passthrough"])

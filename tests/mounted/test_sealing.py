@@ -21,7 +21,7 @@ from tests.support.images import Image
 from tests.support.mounts import Mount, command, modamafs, wait_until
 from tests.support.syscalls import FS_IMMUTABLE_FL, get_flags, set_flags
 from tests.support.targets import Workshop
-from tests.support.trees import differences, snapshot
+from tests.support.trees import differences, remove, snapshot
 from tests.support.users import ALICE, BOB, User, as_user
 
 SESSION = Path("area/project/session")
@@ -32,7 +32,7 @@ NO_CACHE = ("-o", "attribute_timeout_s=0,entry_timeout_s=0")
 
 
 @pytest.fixture
-def store(workshop: Workshop, new_name: Callable[[], str]) -> Path:
+def store(workshop: Workshop, new_name: Callable[[], str]) -> Iterator[Path]:
     """A store with a session of Alice's; the group games are its stewards."""
     directory = workshop.image("ext4").root / f"sealing-{new_name()}"
     (directory / RAW / "frames").mkdir(parents=True)
@@ -45,7 +45,8 @@ def store(workshop: Workshop, new_name: Callable[[], str]) -> Path:
     (directory / RAW / "latest").symlink_to("frames/1.mrc")
     for path in [directory / SESSION, *(directory / SESSION).rglob("*")]:
         os.chown(path, ALICE.uid, ALICE.gid, follow_symlinks=False)
-    return directory
+    yield directory
+    remove(directory)
 
 
 @pytest.fixture

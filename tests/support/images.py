@@ -18,7 +18,7 @@ MAKE = {
     "xfs": ["mkfs.xfs", "-q", "-f"],
     "btrfs": ["mkfs.btrfs", "-q", "-f"],
 }
-SIZE_BYTES = {"ext4": 1024 * MiB, "xfs": 512 * MiB, "btrfs": 1024 * MiB}
+SIZE_BYTES = {"ext4": 3072 * MiB, "xfs": 512 * MiB, "btrfs": 1024 * MiB}
 
 
 class Image:

@@ -87,9 +87,13 @@ class Workshop:
 
     def _make(self, name: str) -> Target:
         kind = KINDS[name]
-        image = self.image(kind.fstype)
-        # XFS: the store is the file system's root; otherwise a directory in it.
-        store = image.root if name == "mount-xfs" else image.root / name
+        # XFS: the store is the root of a file system of its own; otherwise a directory in one.
+        if name == "mount-xfs":
+            own = self._directory / "images" / name
+            own.mkdir()
+            store = self._stack.enter_context(Image(kind.fstype, own)).root
+        else:
+            store = self.image(kind.fstype).root / name
         store.mkdir(exist_ok=True)
         if not kind.mounted:
             return Target(name, kind.fstype, store, store, None)

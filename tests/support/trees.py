@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 Entry = dict[str, Any]
@@ -53,6 +55,12 @@ def _entry(path: bytes) -> Entry:
         entry["size"] = status.st_size
         entry["target"] = os.readlink(path)
     return entry
+
+
+def remove(root: Path) -> None:
+    """Everything, also what is sealed."""
+    subprocess.run(["chattr", "-R", "-f", "-i", root], check=False, capture_output=True)
+    subprocess.run(["rm", "-rf", root], check=True)
 
 
 def differences(
