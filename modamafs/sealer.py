@@ -17,13 +17,12 @@ import threading
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import msgspec
 
 from modamafs.control.protocol import encode_error, encode_result
-from modamafs.errors import Cancelled, InvalidRequest, ModamaError
+from modamafs.errors import InvalidRequest, ModamaError
 from modamafs.model import Caller
 from modamafs.sealing.progress import Progress
 from modamafs.sealing.seal import Wish, repair, resume, seal, unseal
@@ -33,9 +32,6 @@ from modamafs.store.backing import Store
 
 NICENESS = 5
 """Interactive work goes first."""
-
-NO_WAY_BACK = {"committing", "opening", "thawing"}
-"""What has come this far is finished."""
 
 
 class Order(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -90,19 +86,18 @@ def main() -> int:
     """The process's whole life. Returns its exit status: 0, also when the order was refused."""
     line = json.loads(_first_line())
     threading.Thread(target=_end_with_the_worker, daemon=True).start()
-    signal.signal(signal.SIGTERM, _cancel)
     os.nice(NICENESS)
 
     def tell(known: dict[str, Any]) -> None:
-        if known["step"] in NO_WAY_BACK:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _print(json.dumps({"progress": known}).encode() + b"\n")
 
+    progress = Progress(tell)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: progress.cancel())
     caller = Caller(**{**line["caller"], "groups": tuple(line["caller"]["groups"])})
     wanted = msgspec.convert(line["order"], Order)
     try:
         with Store(Path(line["store"])) as store:
-            result = carry_out(store, wanted, caller, Progress(tell))
+            result = carry_out(store, wanted, caller, progress)
     except (ModamaError, OSError) as error:
         _print(encode_error(error))
     else:
@@ -130,11 +125,6 @@ def _end_with_the_worker() -> None:
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _cancel(_number: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is the way back
-    raise Cancelled("given up: everything is as it was before")
 
 
 if __name__ == "__main__":

@@ -101,6 +101,20 @@ class Place:
             parent = fd
         raise AssertionError("a path has at least one part")
 
+    def is_still_there(self) -> bool:
+        """Whether the path still leads to the directory that is open, and its parent to ours."""
+        try:
+            parent, fd = self._open(self.relative.split(b"/"))
+        except InvalidRequest:
+            return False
+        try:
+            return os.path.sameopenfile(fd, self.fd) and os.path.sameopenfile(
+                parent, self.parent_fd
+            )
+        finally:
+            os.close(fd)
+            os.close(parent)
+
     def covering(self) -> bytes | None:
         """The sealed directory that this is, or lies in."""
         return covering(self.store, self.relative)

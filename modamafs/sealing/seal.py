@@ -213,11 +213,13 @@ class _Sealing:
         return record
 
     def _refuse_others(self) -> None:
-        """Busy: something inside, or a directory above, is being sealed or opened as well.
+        """Busy: it was moved; something inside, or a directory above, is sealed or opened as well.
 
         Asked when the own record is there: of two that begin at once, one sees the other.
         """
         place = self.place
+        if not place.is_still_there():
+            raise Busy(f"{place.shown} was moved away meanwhile: look where it is, and seal again")
         above = place.covering()
         if above != place.relative:
             raise Busy(f"{os.fsdecode(above or b'')} is being sealed, and this lies in it")

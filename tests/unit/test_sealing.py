@@ -1384,3 +1384,22 @@ def test_who_may_repair(store: Store, raw: Path) -> None:
     change_record(raw, state="unsealing")
     with pytest.raises(InvalidRequest, match="not sealed"):
         repair(store, RAW, ROOT)
+
+
+def test_a_directory_that_is_moved_away_at_the_gate_is_not_sealed_under_its_old_name(
+    store: Store, raw: Path
+) -> None:
+    """Another one has its name by then: what says sealed would be another one than was frozen."""
+
+    class Moving(Progress):
+        def step(self, name: str, *, once: bool = True) -> None:
+            if name == "gate":
+                raw.rename(raw.with_name("elsewhere"))
+                raw.mkdir()
+            super().step(name, once=once)
+
+    with pytest.raises(Busy, match="moved away"):
+        seal(store, RAW, ROOT, progress=Moving())
+    assert covering(store, RAW) is None
+    for path in (raw, raw.with_name("elsewhere")):
+        assert not get_flags(path) & FS_IMMUTABLE_FL
