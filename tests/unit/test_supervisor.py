@@ -25,6 +25,7 @@ import pytest
 from modamafs import mounting, supervisor
 from modamafs.config import Config, mount_spec, save_mount_spec, write_json
 from modamafs.supervisor import SupervisorState, load_state
+from tests.support.mounts import wait_until
 
 pytestmark = pytest.mark.mount  # of a tmpfs: it needs root
 
@@ -343,8 +344,9 @@ def test_a_worker_that_always_dies_is_given_up(stage: Stage) -> None:
     stage.limits |= {"DEATHS_LIMIT": 4, "SHORT_LIVES_LIMIT": 2, "LONGEST_PAUSE_S": 0.01}
     stage.start()
     assert stage.report() is None
+    active = stage.hear("active")  # it has looked by now how to behave
     stage.behave("crash")
-    os.kill(stage.hear("active")["pid"], signal.SIGKILL)
+    os.kill(active["pid"], signal.SIGKILL)
     assert stage.end() == supervisor.EXIT_GAVE_UP
     state = stage.state()
     assert (state.state, state.worker_pid) == ("failed", 0)
@@ -443,6 +445,8 @@ def test_workers_do_not_see_the_service_manager(stage: Stage) -> None:
         assert "NOTIFY_SOCKET" not in stage.hear("active")["environment"]
         stage.process.terminate()
         hear_from(manager, "STOPPING=1")
+        # A worker ends so when the kernel has ended the connection, which unmounting does.
+        wait_until(lambda: mounting.mounted_at(str(stage.mountpoint)) is None, "unmounted")
         os.kill(stage.state().worker_pid, signal.SIGUSR1)
         hear_from(manager, "FDSTOREREMOVE=1")
         assert stage.end() == 0
