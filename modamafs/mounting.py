@@ -64,7 +64,8 @@ class MountInfo(NamedTuple):
 
 def parse_mountinfo(text: bytes) -> list[MountInfo]:
     """Parse ``/proc/self/mountinfo``: in the order of mounting, names unescaped."""
-    return [_parse_line(line) for line in text.splitlines()]
+    # The kernel escapes newlines in names, and no carriage returns.
+    return [_parse_line(line) for line in text.split(b"\n") if line]
 
 
 def _parse_line(line: bytes) -> MountInfo:

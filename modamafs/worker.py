@@ -24,8 +24,8 @@ from modamafs.control.jobs import Jobs, path_argument, resume_all
 from modamafs.control.server import Command, serve
 from modamafs.fuse import channel
 from modamafs.model import Caller, Operation
-from modamafs.policy.decide import decide, may_seal
-from modamafs.sealer import order
+from modamafs.policy.decide import decide, may_seal, may_unseal
+from modamafs.sealer import Order, order
 from modamafs.sealing.place import Place, stewards_gid
 from modamafs.sealing.seal import interrupted
 from modamafs.sealing.worm import LOOK_FOR_WORMS_S, Sweeper
@@ -169,6 +169,14 @@ def commands(session: Any, tree: Tree, jobs: Jobs) -> dict[str, Command]:
             "sealed_trees": len(tree.seals.listed()),
         }
 
+    def admit(wanted: Order, peer: Caller) -> None:
+        """No process is started for who may not have it; it decides again, by itself."""
+        if wanted.verb in ("unseal", "repair"):
+            may_unseal(peer, stewards_gid(tree.store))
+            return
+        with Place(tree.store, os.fsencode(wanted.path)) as place:
+            may_seal(peer, place.owners, stewards_gid(tree.store))
+
     def ordered(verb: str) -> Command:
         async def run(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
             arguments["path"] = path_argument(arguments)
@@ -177,6 +185,7 @@ def commands(session: Any, tree: Tree, jobs: Jobs) -> dict[str, Command]:
                 wanted.remember = wanted.remember and not tree.read_only
             else:
                 decide(Operation.SET_ATTRIBUTES, sealed=False, read_only=tree.read_only)
+            admit(wanted, peer)
             return await jobs.run(msgspec.to_builtins(wanted), peer)
 
         return run

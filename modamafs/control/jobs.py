@@ -160,7 +160,7 @@ def path_argument(arguments: dict[str, Any]) -> str:
     path = arguments.get("path")
     if not isinstance(path, str):
         raise InvalidRequest("say which directory: path")
-    return os.path.normpath(path)
+    return os.path.normpath(path).lstrip("/")  # one name for a directory
 
 
 async def resume_all(jobs: Jobs, paths: list[str]) -> None:

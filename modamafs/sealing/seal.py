@@ -20,7 +20,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from modamafs.errors import Busy, DamagedRecord, InvalidRequest, ModamaError
+from modamafs.errors import Busy, DamagedRecord, InvalidRequest
 from modamafs.model import Caller, SealState
 from modamafs.policy import decide
 from modamafs.sealing import immutable
@@ -184,7 +184,7 @@ class _Sealing:
         self.wish = wish
 
     def run(self, record: dict[str, Any]) -> dict[str, Any]:
-        """Seal, or leave it open: OSError and ModamaError say why."""
+        """Seal, or leave it open, whatever comes in between."""
         place, records, step = self.place, self.records, self.progress.step
         if not is_listed(place.store):
             rebuild_list(place.store, recorded_below(place.store.root_fd))
@@ -204,7 +204,7 @@ class _Sealing:
             _mark(place, record["id"])
             record |= self._freeze_and_hash(record)
             self._commit(record)
-        except (OSError, ModamaError):
+        except BaseException:
             _roll_back(place, records, record)
             raise
         step("committed")

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from modamafs.control import client
+from modamafs.errors import ModamaError
 from tests.support.images import Image
 from tests.support.mounts import Mount, command, modamafs, wait_until
 from tests.support.syscalls import FS_IMMUTABLE_FL, get_flags, set_flags
@@ -116,6 +118,15 @@ def test_without_a_mount_only_root_may(store: Path) -> None:
     assert modamafs("seal", store / RAW).returncode == 0
     assert modamafs("verify", store / RAW).returncode == 0
     assert modamafs("unseal", store / RAW, "--reason", "x").returncode == 0
+
+
+def test_a_directory_has_one_name_whatever_a_client_calls_it(mount: Mount) -> None:
+    for name in (f"//{RAW}", f"/{RAW}/", f"{SESSION}/../session/raw"):
+        result = client.call(mount.runtime, "seal", {"path": name})
+        assert result["path"] == str(RAW)
+        client.call(mount.runtime, "unseal", {"path": name, "reason": "x"})
+    with pytest.raises(ModamaError, match="can't be sealed"):
+        client.call(mount.runtime, "seal", {"path": "../.."})
 
 
 # ---- writers -------------------------------------------------------------------------------------

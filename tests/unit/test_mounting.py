@@ -315,3 +315,10 @@ def test_unmounting_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=str(tmp_path)) as failed:
         mounting.unmount(str(tmp_path))
     assert failed.value.errno in (errno.EINVAL, errno.EPERM)
+
+
+def test_names_with_a_carriage_return_are_one_line() -> None:
+    """Anybody can make such a mount, in a user namespace of their own."""
+    line = b"44 34 0:40 / /mnt\rx rw - tmpfs x\ry rw\n"
+    [found] = mounting.parse_mountinfo(line)
+    assert (found.mountpoint, found.source) == ("/mnt\rx", "x\ry")

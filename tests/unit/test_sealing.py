@@ -1403,3 +1403,21 @@ def test_a_directory_that_is_moved_away_at_the_gate_is_not_sealed_under_its_old_
     assert covering(store, RAW) is None
     for path in (raw, raw.with_name("elsewhere")):
         assert not get_flags(path) & FS_IMMUTABLE_FL
+
+
+@pytest.mark.parametrize("what", [KeyboardInterrupt, ValueError])
+def test_whatever_ends_it_leaves_it_open(
+    store: Store, raw: Path, what: type[BaseException]
+) -> None:
+    """Ctrl-C, where no daemon does it; a defect of ours."""
+
+    class Ending(Progress):
+        def step(self, name: str, *, once: bool = True) -> None:
+            super().step(name, once=once)
+            if name == "hashing":
+                raise what
+
+    with pytest.raises(what):
+        seal(store, RAW, ROOT, progress=Ending())
+    assert covering(store, RAW) is None
+    assert not get_flags(raw) & FS_IMMUTABLE_FL
