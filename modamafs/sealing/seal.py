@@ -44,7 +44,9 @@ from modamafs.store.seals import (
 
 SEAL_XATTR = b"user.modama.seal"
 """On the root of a sealed directory: the seal's id."""
-POLL_S = 0.2
+POLL_S = 0.1
+RELEASE_S = 0.5
+"""A file that was just closed is let go of by the mount a moment later."""
 ATTEMPTS = 3
 """How often a directory is hashed that changes meanwhile, behind every wall."""
 NAMED_OUTSIDE_LIMIT = 1_000_000
@@ -252,7 +254,8 @@ class _Sealing:
 
     def _wait_for_writers(self) -> _Look:
         """Busy: somebody writes, or a file has a name outside."""
-        deadline_s = None if self.wish.wait_s is None else time.monotonic() + self.wish.wait_s
+        wait_s = self.wish.wait_s
+        deadline_s = None if wait_s is None else time.monotonic() + max(wait_s, RELEASE_S)
         found = _look(self.place)
         self.progress.expect(found.files, found.size_bytes)
         while found.busy:
