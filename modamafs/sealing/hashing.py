@@ -1,24 +1,30 @@
-"""BLAKE3 of files, on all cores, with little memory.
+"""Hashing files as fast as the disk, or the processor, goes.
 
-A large file is read into two buffers by turns by one thread, while another hashes the buffer that
-is full (on all cores, within one buffer). Mapping a file instead is slower here, and what is mapped
-counts as memory: see ``docs/seals.md``.
+What the page cache has is hashed where it is. The rest is read past it (O_DIRECT), some pieces
+ahead while the one before them is hashed on all cores: that is quicker, and leaves other people's
+data in the cache. See ``docs/design/sealing.md``.
 """
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from blake3 import blake3
 
-BUFFER_BYTES = 8 << 20
-"""Fits into the last level cache, so that hashing finds it there."""
+PIECE_BYTES = 4 << 20
+READERS = 3
+"""Pieces that are read at once, while one more is being hashed."""
+MAPPED_BYTES = 128 << 20
 SMALL_BYTES = 1 << 20
 """Up to this size a thread costs more than it brings."""
+
+_MADV_POPULATE_READ = 22
 
 Told = Callable[[int], None]
 """Is called with the number of bytes that were done since the last call."""
@@ -48,7 +54,7 @@ class Hasher:
 
     def __init__(self, told: Told) -> None:
         self._told = told
-        self._buffers = (memoryview(bytearray(BUFFER_BYTES)), memoryview(bytearray(BUFFER_BYTES)))
+        self._buffers = [memoryview(mmap.mmap(-1, PIECE_BYTES)) for _ in range(READERS + 1)]
 
     def digest(self, fd: int, size_bytes: int) -> tuple[str, int]:
         """The digest (hexadecimal) of a file from its beginning, and how many bytes it had.
@@ -76,29 +82,88 @@ class Hasher:
         return hasher.hexdigest(), total
 
     def _pieces(self, fd: int) -> Iterator[memoryview]:
-        free: queue.SimpleQueue[memoryview | None] = queue.SimpleQueue()
-        full: queue.SimpleQueue[memoryview | OSError] = queue.SimpleQueue()
-        for buffer in self._buffers:
-            free.put(buffer)
-
-        def read() -> None:
-            while (buffer := free.get()) is not None:
-                try:
-                    full.put(buffer[: os.readv(fd, [buffer])])
-                except OSError as error:
-                    full.put(error)
-
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
-        try:
+        """One after the other; each is valid until the next one is asked for."""
+        reads: deque[Future[memoryview]] = deque()
+        offset = 0
+        with _Source(fd) as source, ThreadPoolExecutor(READERS) as readers:
             while True:
-                piece = full.get()
-                if isinstance(piece, OSError):
-                    raise piece
+                mapped = None
+                while len(reads) < READERS and mapped is None:
+                    if source.is_cached(offset):
+                        if reads:
+                            break
+                        mapped = source.map(offset)
+                    if mapped is None:
+                        buffer = self._buffers[offset // PIECE_BYTES % len(self._buffers)]
+                        reads.append(readers.submit(source.read, buffer, offset))
+                        offset += PIECE_BYTES
+                    else:
+                        offset += len(mapped)
+                piece = reads.popleft().result() if mapped is None else mapped
                 if not piece:
                     return
                 yield piece
-                free.put(self._buffers[piece.obj is self._buffers[1].obj])
-        finally:
-            free.put(None)
-            reader.join()
+
+
+class _Source:
+    """A file, to be read in pieces, by several threads at once."""
+
+    def __init__(self, fd: int) -> None:
+        again = b"/proc/self/fd/%d" % fd
+        self._fd = fd
+        # Without this flag, asking whether a page is there would have the kernel read ahead.
+        self._asked = os.open(again, os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(self._asked, 0, 0, os.POSIX_FADV_RANDOM)
+        try:
+            self._direct = os.open(again, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError:  # a file system that has no direct I/O
+            self._direct = -1
+
+    def __enter__(self) -> _Source:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._asked)
+        if self._direct >= 0:
+            os.close(self._direct)
+
+    def is_cached(self, offset: int) -> bool:
+        """Whether the page cache has the byte there. False at the end of the file."""
+        try:
+            return bool(os.preadv(self._asked, [bytearray(1)], offset, os.RWF_NOWAIT))
+        except OSError:  # EAGAIN: it is not; EOPNOTSUPP: this file system does not tell
+            return False
+
+    def map(self, offset: int) -> memoryview | None:
+        """The kernel's own pages from there on; None where it can't lend them.
+
+        It can't if the disk can't be read: reading says why, where touching such a mapping would be
+        the end of this process.
+        """
+        size_bytes = min(MAPPED_BYTES, os.fstat(self._fd).st_size - offset)
+        try:
+            mapped = mmap.mmap(self._fd, size_bytes, prot=mmap.PROT_READ, offset=offset)
+            mapped.madvise(_MADV_POPULATE_READ)
+        except (OSError, ValueError):
+            return None
+        return memoryview(mapped)
+
+    def read(self, buffer: memoryview, offset: int) -> memoryview:
+        """Fill the buffer, unless the file ends before. OSError: whatever reading gives."""
+        filled = self._read_past_the_cache(buffer, offset)
+        while filled < len(buffer):
+            count = os.preadv(self._fd, [buffer[filled:]], offset + filled)
+            if not count:
+                break
+            filled += count
+        return buffer[:filled]
+
+    def _read_past_the_cache(self, buffer: memoryview, offset: int) -> int:
+        if self._direct < 0:
+            return 0
+        try:
+            return os.preadv(self._direct, [buffer], offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # no direct I/O for this file, or this buffer
+                raise
+            return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from modamafs.model import Caller
 from modamafs.sealing import hashing
 from modamafs.sealing.contents import contents
-from modamafs.sealing.hashing import BUFFER_BYTES, SMALL_BYTES, Hasher, Pace
+from modamafs.sealing.hashing import MAPPED_BYTES, PIECE_BYTES, SMALL_BYTES, Hasher, Pace
 from modamafs.sealing.manifest import (
     ATTRIBUTES,
     CONTENT,
@@ -538,11 +539,11 @@ SIZES = [
     SMALL_BYTES - 1,
     SMALL_BYTES,
     SMALL_BYTES + 1,
-    BUFFER_BYTES - 1,
-    BUFFER_BYTES,
-    BUFFER_BYTES + 1,
-    2 * BUFFER_BYTES,
-    3 * BUFFER_BYTES + 5,
+    PIECE_BYTES - 1,
+    PIECE_BYTES,
+    PIECE_BYTES + 1,
+    2 * PIECE_BYTES,
+    3 * PIECE_BYTES + 5,
 ]
 
 
@@ -574,8 +575,69 @@ def test_digest(hasher: Hasher, told: list[int], random_bytes: bytes, size: int)
     assert sum(told) == size
 
 
-@pytest.mark.parametrize("hint", [0, SMALL_BYTES, SMALL_BYTES + 1, 100 * BUFFER_BYTES])
-@pytest.mark.parametrize("size", [0, 7, SMALL_BYTES + 1, BUFFER_BYTES + 1])
+@pytest.mark.parametrize(
+    "forgotten",
+    [
+        (0, 0),
+        (0, PIECE_BYTES),
+        (PIECE_BYTES, PIECE_BYTES),
+        (3 * PIECE_BYTES, 2 * PIECE_BYTES),
+        (MAPPED_BYTES - PIECE_BYTES, 2 * PIECE_BYTES),
+        (MAPPED_BYTES, 7 * PIECE_BYTES),
+    ],
+)
+@pytest.mark.parametrize("beyond_bytes", [0, 1, PIECE_BYTES + 5])
+def test_what_the_page_cache_lacks_is_read(
+    hasher: Hasher, forgotten: tuple[int, int], beyond_bytes: int
+) -> None:
+    """Whichever parts it has; (0, 0) is everything."""
+    data = os.urandom(PIECE_BYTES + beyond_bytes) + bytes(MAPPED_BYTES + 3) + os.urandom(4097)
+    with tempfile.TemporaryFile(dir="/var/tmp") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        os.posix_fadvise(file.fileno(), *forgotten, os.POSIX_FADV_DONTNEED)
+        assert hasher.digest(file.fileno(), len(data)) == (blake3(data).hexdigest(), len(data))
+
+
+@pytest.mark.parametrize("missing", ["open", "preadv"])
+def test_a_file_system_without_direct_io_is_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, hasher: Hasher, random_bytes: bytes, missing: str
+) -> None:
+    """Neither opening nor reading need take O_DIRECT; no real one here refuses either."""
+    direct: set[int] = set()
+    real_open, real_preadv = os.open, os.preadv
+
+    def open_(path: bytes, flags: int) -> int:
+        if flags & os.O_DIRECT and missing == "open":
+            raise OSError(errno.EINVAL, "no O_DIRECT")
+        fd = real_open(path, flags)
+        if flags & os.O_DIRECT:
+            direct.add(fd)
+        return fd
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if fd in direct:
+            raise OSError(errno.EINVAL, "no O_DIRECT")
+        return real_preadv(fd, buffers, offset, flags)
+
+    with tempfile.TemporaryFile(dir="/var/tmp") as file:
+        file.write(random_bytes)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        monkeypatch.setattr(os, "open", open_)
+        monkeypatch.setattr(os, "preadv", preadv)
+        digest, _ = hasher.digest(file.fileno(), len(random_bytes))
+        monkeypatch.undo()
+    assert digest == blake3(random_bytes).hexdigest()
+    assert bool(direct) is (missing == "preadv")
+
+
+@pytest.mark.parametrize("hint", [0, SMALL_BYTES, SMALL_BYTES + 1, 100 * PIECE_BYTES])
+@pytest.mark.parametrize("size", [0, 7, SMALL_BYTES + 1, PIECE_BYTES + 1])
 def test_the_size_is_a_hint_only(
     hasher: Hasher, told: list[int], random_bytes: bytes, size: int, hint: int
 ) -> None:
@@ -589,7 +651,7 @@ def test_the_size_is_a_hint_only(
     assert sum(told) == size
 
 
-@pytest.mark.parametrize("size", [0, SMALL_BYTES - 1, BUFFER_BYTES, 3 * BUFFER_BYTES + 5])
+@pytest.mark.parametrize("size", [0, SMALL_BYTES - 1, PIECE_BYTES, 3 * PIECE_BYTES + 5])
 def test_a_file_that_changes_its_size_meanwhile_does_no_harm(
     random_bytes: bytes, size: int
 ) -> None:
@@ -602,7 +664,7 @@ def test_a_file_that_changes_its_size_meanwhile_does_no_harm(
         )
         assert length <= len(random_bytes)
         file.seek(0)
-        more = iter([b"x" * BUFFER_BYTES] * 3)
+        more = iter([b"x" * PIECE_BYTES] * 3)
         _, length = Hasher(
             lambda _count: os.pwrite(file.fileno(), next(more, b""), len(random_bytes))
         ).digest(file.fileno(), SMALL_BYTES + 1)
