@@ -58,3 +58,7 @@ SEAL_FILE_US = 300.0
 """Sealing, and verifying, many small files: time for each."""
 SEAL_MB = 400.0
 """Memory of the process that seals or verifies, in 10⁶ bytes."""
+LANDING_LIST_S = 0.5
+"""Listing the landing directories of 10,000 sessions, warm."""
+LANDING_CAT_S = 0.005
+"""One `cat seal/state` in there, the median."""

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from modamafs.errors import ConfigurationError
+from modamafs.landing.links import check_template
 
 RUNTIME_DIR = "/run/modamafs"
 CONFIG_FILE = Path(".modama/config.toml")
@@ -26,6 +27,8 @@ CONFIG_FILE = Path(".modama/config.toml")
 
 MS_RDONLY = 1 << 0
 """``mount(2)``: read-only."""
+MS_NOSUID = 1 << 1
+MS_NODEV = 1 << 2
 
 Structure = TypeVar("Structure", bound=msgspec.Struct)
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
@@ -49,11 +52,50 @@ class StewardsSection(msgspec.Struct, frozen=True, kw_only=True):
     group: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
 
+Name = Annotated[str, msgspec.Meta(max_length=100, pattern=r"^[^/\x00]*$")]
+
+
+class LandingSection(msgspec.Struct, frozen=True, kw_only=True):
+    """``[landing]``: the landing directories."""
+
+    name: Name = "landing"
+    """Of the listed tree at the mount's root; empty: there is none."""
+    listed: bool = False
+    """Whether every directory lists its ``.modama``, for clients that can't name it."""
+    publisher: str = ""
+    """Who runs the store, as landing pages and data citations name it."""
+
+
+class ViewsSection(msgspec.Struct, frozen=True, kw_only=True):
+    """``[views]``: the directories of links by project, owner, instrument, date and metadata."""
+
+    name: Name = "views"
+    """Of the tree at the mount's root; empty: there is none."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """``<store>/.modama/config.toml``; without a file, everything has its default."""
 
     mount: MountSection = MountSection()
     stewards: StewardsSection = StewardsSection()
+    landing: LandingSection = LandingSection()
+    views: ViewsSection = ViewsSection()
+    links: dict[str, str] = {}
+    """Templates of links, by name; see docs/landing.md."""
+
+
+class ViewSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a view said when it was mounted: it holds until it is unmounted, whatever the view is by
+    then."""
+
+    projects: tuple[str, ...]
+    """``area/project``; one: its directory is the root."""
+    root_ino: int = 0
+    """Of one project: its directory, wherever it is moved to; ``root_generation`` goes with it."""
+    root_generation: int = 0
+    uid: int | None = None
+    """Who is shown to own everything; None: owners are as they are."""
+    gid: int | None = None
 
 
 class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +112,9 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     """False: plain libfuse, no symbol interposition."""
     guard: bool = True
     view: str | None = None
+    """The name of a view of the store; None: all of it."""
+    shows: ViewSpec | None = None
+    """What the view says; set when it is mounted, see ``store/views.py``."""
     attribute_timeout_s: Seconds = 1.0
     entry_timeout_s: Seconds = 1.0
     log_level: LogLevel = "info"
@@ -80,6 +125,7 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 # --- the file -------------------------------------------------------------------------------------
 
+LINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
 _HEADER = re.compile(r"""^\s*\[\s*([\w."' -]+?)\s*\]""")
 _ASSIGNMENT = re.compile(r"""^\s*([\w."' -]+?)\s*=""")
 _TOML_LINE = re.compile(r"^(.*) \(at line (\d+), column \d+\)$", re.DOTALL)
@@ -114,15 +160,30 @@ def parse_config(data: bytes, path: Path) -> Config:
         line = int(match[2]) if match else len(text.splitlines())
         what = match[1] if match else str(error)
         raise ConfigurationError(f"{path}, line {line}: not valid TOML: {what}") from error
-    sections: dict[str, msgspec.Struct] = {}
+    sections: dict[str, Any] = {}
     for name, table in document.items():
         structure = _field_types(Config).get(name)
         if structure is None:
             raise _wrong(path, text, name, f"no such section; there is {_names(Config)}")
         if not isinstance(table, dict):
             raise _wrong(path, text, name, f"is a section: write [{name}] on a line of its own")
+        if name == "links":
+            sections[name] = _links(table, path, text)
+            continue
         sections[name] = _section(structure, name, table, path, text)
     return msgspec.convert(sections, Config, from_attributes=True)
+
+
+def _links(table: dict[str, Any], path: Path, text: str) -> dict[str, str]:
+    for key, value in table.items():
+        if not isinstance(value, str) or not LINK_NAME.fullmatch(key):
+            why = 'a link is NAME = "https://…", NAME of letters, digits, - and _'
+            raise _wrong(path, text, f"links.{key}", why)
+        try:
+            check_template(value)
+        except ValueError as error:
+            raise _wrong(path, text, f"links.{key}", str(error)) from error
+    return table
 
 
 def _section(
@@ -202,6 +263,29 @@ DEFAULT_FILE = """\
 [stewards]
 # Members of this group may unseal; without it, root only.
 # group = "modama-stewards"
+
+[landing]
+# The listed tree of landing directories at the mount's root; "" leaves it out.
+# name = "landing"
+
+# List '.modama' in every directory, for people whose programs can't open what is not listed.
+# listed = false
+
+# Who runs this store, for landing pages and citations.
+# publisher = "Example Microscopy Centre"
+
+[views]
+# The tree of links by project, owner, instrument, date and metadata; "" leaves it out.
+# name = "views"
+
+[links]
+# Where landing pages lead to; see docs/landing.md for what may stand in braces.
+# nextcloud = "https://cloud.example.org/index.php/apps/files/files?dir=/{path}"
+# jupyterhub = "https://jupyter.example.org/hub/user-redirect/lab/tree/{path}"
+# libertem = "https://libertem.example.org/#action=open&path={path_query}"
+# sampledb = "https://sampledb.example.org/objects/{sampledb_id}"
+# elabftw = "https://elab.example.org/experiments.php?mode=view&id={elabftw_id}"
+# view = "https://data.example.org/{path}/"
 """
 
 
@@ -210,8 +294,8 @@ DEFAULT_FILE = """\
 # Flags of mount(2) by the option that sets them, and by the option that clears them (mount(8)).
 _SETS = {
     "ro": MS_RDONLY,
-    "nosuid": 1 << 1,
-    "nodev": 1 << 2,
+    "nosuid": MS_NOSUID,
+    "nodev": MS_NODEV,
     "noexec": 1 << 3,
     "sync": 1 << 4,
     "dirsync": 1 << 7,

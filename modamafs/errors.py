@@ -31,6 +31,18 @@ class ReadOnlyMount(ModamaError):
     errno = errno.EROFS
 
 
+class VirtualReadOnly(ModamaError):
+    """Landing directories and views are made by modamafs; only ``ctl`` can be written to."""
+
+    errno = errno.EROFS
+
+
+class NotSupported(ModamaError):
+    """There is no such thing in this mount (ACLs where a view maps owners)."""
+
+    errno = errno.EOPNOTSUPP
+
+
 class Reserved(ModamaError):
     """The name belongs to modamafs (``.modama``, ``*.modama.*``)."""
 
@@ -73,10 +85,22 @@ class NotPermitted(ModamaError):
     errno = errno.EPERM
 
 
+class NotAMember(ModamaError):
+    """The project is closed to the caller."""
+
+    errno = errno.EACCES
+
+
 class InvalidRequest(ModamaError):
     """What was asked for makes no sense here (a file where a directory is needed, and so on)."""
 
     errno = errno.EINVAL
+
+
+class TooLong(ModamaError):
+    """More was written than any command has."""
+
+    errno = errno.EFBIG
 
 
 class ConfigurationError(ModamaError):

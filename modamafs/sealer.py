@@ -48,6 +48,8 @@ class Order(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_bytes_per_s: float | None = None
     remember: bool = True
     grace_s: float | None = None
+    by: str = ""
+    """Who is to be named in the records, where the caller is not: through ``ctl``."""
 
 
 def order(arguments: dict[str, Any], verb: str) -> Order:
@@ -67,7 +69,13 @@ def carry_out(store: Store, wanted: Order, caller: Caller, progress: Progress) -
         "resume": lambda: resume(store, path, caller, progress),
         "repair": lambda: repair(store, path, caller, progress),
         "verify": lambda: verify(
-            store, path, caller, wanted.max_bytes_per_s, progress, remember=wanted.remember
+            store,
+            path,
+            caller,
+            wanted.max_bytes_per_s,
+            progress,
+            remember=wanted.remember,
+            by=wanted.by,
         ),
         "worm": lambda: set_worm(store, path, caller, wanted.grace_s),
     }
@@ -79,7 +87,7 @@ def _wish(wanted: Order) -> Wish:
         until = date.fromisoformat(wanted.until) if wanted.until else None
     except ValueError:
         raise InvalidRequest(f"--until {wanted.until}: write a date as 2036-12-31") from None
-    return Wish(wanted.wait_s, until, wanted.hold, wanted.reason)
+    return Wish(wanted.wait_s, until, wanted.hold, wanted.reason, wanted.by)
 
 
 def main() -> int:

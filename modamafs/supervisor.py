@@ -34,8 +34,17 @@ from typing import NamedTuple
 import msgspec
 
 from modamafs import mounting
-from modamafs.config import MountSpec, load_mount_spec, read_json, save_mount_spec, write_json
+from modamafs.config import (
+    Config,
+    MountSpec,
+    load_config,
+    load_mount_spec,
+    read_json,
+    save_mount_spec,
+    write_json,
+)
 from modamafs.errors import ConfigurationError, MountRefused
+from modamafs.store import views
 from modamafs.store.backing import Store
 
 LOG = logging.getLogger("modamafs.supervisor")
@@ -181,11 +190,13 @@ class Prepared(NamedTuple):
 def prepare(spec: MountSpec, runtime: Path) -> Prepared:
     """Check everything, then make the runtime directory, the guard and the mount: all, or none.
 
-    Raises ``MountRefused``.
+    ``mount.json`` then has what the view says, too. Raises ``MountRefused``.
     """
+    spec = views.applied(spec)
     mounting.check(spec)
     with Store(Path(spec.store)) as store:
         store.check()
+        check_names(_root_of(spec), load_config(Path(spec.store)))
     runtime.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with _exclusive(runtime.parent / ".lock"), contextlib.ExitStack() as undo:
         mounting.check(spec)  # again: somebody may have mounted while we waited for the lock
@@ -207,6 +218,23 @@ def prepare(spec: MountSpec, runtime: Path) -> Prepared:
         fuse_fd = mounting.mount(spec)
         undo.pop_all()
     return Prepared(fuse_fd, state)
+
+
+def _root_of(spec: MountSpec) -> Path:
+    """The directory of the store that becomes the mount's root."""
+    only = spec.shows.projects if spec.shows and spec.shows.root_ino else ("",)
+    return Path(spec.store, only[0])
+
+
+def check_names(root: Path, config: Config) -> None:
+    """MountRefused: what is mounted has an entry where the mount shows a tree of its own."""
+    for section, name in (("landing", config.landing.name), ("views", config.views.name)):
+        if name and os.path.lexists(root / name):
+            raise MountRefused(
+                f"{root} has an entry {name!r}, where the mount shows its {section}: rename that "
+                "entry, or set another name in the store's .modama/config.toml, "
+                f'[{section}] name = "…" ("" for none)'
+            )
 
 
 def tear_down(mountpoint: str, runtime: Path) -> None:
@@ -839,7 +867,11 @@ def run_in_foreground(spec: MountSpec, runtime: Path) -> int:
     Raises ``MountRefused`` when it never answered; everything is undone then.
     """
     adopted = adopt(spec, runtime)
-    spec, prepared = adopted or (spec, prepare(spec, runtime))
+    if adopted:
+        spec, prepared = adopted
+    else:
+        prepared = prepare(spec, runtime)
+        spec = load_mount_spec(runtime)
     told: list[str | None] = []
     supervisor = Supervisor(
         spec, runtime, prepared, report=told.append, adopted=adopted is not None

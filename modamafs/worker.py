@@ -19,9 +19,13 @@ from typing import Any
 import msgspec
 import trio
 
-from modamafs.config import MountSpec, load_mount_spec
+from modamafs.config import MountSpec, load_config, load_mount_spec
+from modamafs.control import catalogue
+from modamafs.control.ctl import Ctl
 from modamafs.control.jobs import Jobs, path_argument, resume_all
 from modamafs.control.server import Command, serve
+from modamafs.extraction.extractor import Extractor
+from modamafs.extraction.wanted import is_wanted
 from modamafs.fuse import channel
 from modamafs.model import Caller, Operation
 from modamafs.policy.decide import decide, may_seal, may_unseal
@@ -32,6 +36,9 @@ from modamafs.sealing.worm import LOOK_FOR_WORMS_S, Sweeper
 from modamafs.store import _volume
 from modamafs.store.backing import Store
 from modamafs.tree.core import Tree
+from modamafs.tree.mapped import tree_of
+from modamafs.tree.recorded import Recorded
+from modamafs.tree.shown import Shown
 from modamafs.tree.state import State
 
 log = logging.getLogger("modamafs.worker")
@@ -39,6 +46,8 @@ log = logging.getLogger("modamafs.worker")
 EXIT_MOUNT_GONE = 0
 EXIT_PLANNED = 75
 CAP_SYS_RESOURCE = 24
+EXTRACT_AGAIN_S = 2.0
+"""After which a file that was too new to be read, or is being written, is looked at again."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,28 +100,56 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
     failpoints = os.environ.get("MODAMAFS_FAILPOINTS") == "1"
     session = Session(fuse_fd, runtime, passthrough=spec.passthrough, interpose=spec.channel)
     with Store(Path(spec.store)) as store, session:
-        tree = Tree(
+        config = load_config(Path(spec.store))
+        tree = tree_of(
             store,
             State(runtime / "state.bin"),
             backing_files(fuse_fd) if session.wants_passthrough() else None,
+            view=spec.shows,
             read_only=spec.read_only,
             failpoint=runtime / "failpoint" if failpoints else None,
         )
         async with trio.open_nursery() as nursery:
+            extractor = Extractor(
+                store,
+                read_only=spec.read_only,
+                workdir=runtime / "reading",
+                retry_s=EXTRACT_AGAIN_S,
+            )
+            in_turn = trio.lowlevel.current_trio_token().run_sync_soon
+
+            def missing(session: bytes, path: bytes) -> None:
+                in_turn(extractor.request, session, path)
+
+            jobs = Jobs(spec.store)
+            ctl = Ctl(jobs, nursery, read_only=spec.read_only)
+            shown = Shown(
+                tree,
+                runtime / "virtual.bin",
+                ctl,
+                landing_name=os.fsencode(config.landing.name),
+                views_name=os.fsencode(config.views.name),
+                listed=config.landing.listed,
+                missing=missing,
+            )
             operations = Operations(
                 tree,
+                shown,
+                ctl,
+                Recorded(tree, is_wanted, extractor.request),
                 nursery,
                 attribute_timeout_s=spec.attribute_timeout_s,
                 entry_timeout_s=spec.entry_timeout_s,
             )
             session.attach(operations, stack_depth=1)
-            jobs = Jobs(spec.store)
             await nursery.start(serve, runtime / "control.sock", commands(session, tree, jobs))
             await nursery.start(stop_on_sigterm, session)
             nursery.start_soon(look_after_seals, tree, jobs)
+            nursery.start_soon(extractor.run)
             log.info("serving store=%s mountpoint=%s", spec.store, spec.mountpoint)
             await session.serve()
             nursery.cancel_scope.cancel()
+        shown.close()
         tree.close()
     return EXIT_PLANNED if session.stopping else EXIT_MOUNT_GONE
 
@@ -181,6 +218,7 @@ def commands(session: Any, tree: Tree, jobs: Jobs) -> dict[str, Command]:
         async def run(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
             arguments["path"] = path_argument(arguments)
             wanted = order(arguments, verb)
+            wanted.by = ""  # the caller's own name, nobody else's
             if verb == "verify":
                 wanted.remember = wanted.remember and not tree.read_only
             else:
@@ -204,6 +242,7 @@ def commands(session: Any, tree: Tree, jobs: Jobs) -> dict[str, Command]:
         "status": status,
         "progress": progress,
         "cancel": cancel,
+        **catalogue.commands(tree),
         **{verb: ordered(verb) for verb in verbs},
     }
 

@@ -14,6 +14,7 @@ from modamafs import mounting, supervisor
 from modamafs.config import (
     Config,
     MountSpec,
+    ViewSpec,
     load_config,
     load_mount_spec,
     runtime_base,
@@ -121,14 +122,44 @@ def locate(path: str) -> Place:
     roots += [(mount.spec.store, mount) for mount in running]
     inside = [(root, mount) for root, mount in roots if Path(real).is_relative_to(root)]
     if inside:
-        root, mount = max(inside, key=lambda found: (len(found[0]), not found[1].spec.read_only))
-        return Place(Path(mount.spec.store), _relative(real, root), mount)
+        root, mount = max(inside, key=_closest)
+        relative = _relative(real, root)
+        if root == mount.spec.mountpoint and mount.spec.shows:
+            relative = _from_view(mount.spec, mount.spec.shows, relative)
+        return Place(Path(mount.spec.store), relative, mount)
     for directory in (Path(real), *Path(real).parents):
         if (directory / ".modama/config.toml").is_file():
             return Place(directory, _relative(real, str(directory)), None)
     raise NotMounted(
         f"{real} is in no mounted store: mount its store, or make it one with 'modamafs init'"
     )
+
+
+def _closest(found: tuple[str, RunningMount]) -> tuple[int, bool, bool]:
+    """Of several mounts, one that shows the whole store, and can be written to, goes first."""
+    root, mount = found
+    return len(root), not mount.spec.read_only, mount.spec.shows is None
+
+
+def _from_view(spec: MountSpec, shows: ViewSpec, relative: bytes) -> bytes:
+    """From a path in the mount of a view to one in the store.
+
+    Raises ``NotMounted`` where the project has been renamed since.
+    """
+    if len(shows.projects) > 1:
+        return relative
+    [project] = shows.projects
+    with contextlib.suppress(PermissionError):
+        try:
+            found = os.stat(f"{spec.store}/{project}", follow_symlinks=False).st_ino
+        except FileNotFoundError:
+            found = 0
+        if found != shows.root_ino:
+            raise NotMounted(
+                f"{project} has been renamed since the view {spec.view!r} was mounted on "
+                f"{spec.mountpoint}: give the path as on the store, or mount the view again"
+            )
+    return os.path.join(os.fsencode(project), relative).rstrip(b"/")
 
 
 def _relative(path: str, root: str) -> bytes:

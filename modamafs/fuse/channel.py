@@ -32,6 +32,7 @@ PASSTHROUGH = 1 << 37
 HAS_RESEND = 1 << 39
 
 # linux/fuse.h: flags of an open's reply
+FOPEN_DIRECT_IO = 1 << 0
 FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_CACHE_DIR = 1 << 3
 FOPEN_NOFLUSH = 1 << 5

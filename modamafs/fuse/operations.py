@@ -26,6 +26,7 @@ from modamafs.fuse import _channel
 from modamafs.fuse.boundary import errno_of, handler, slow_handler
 from modamafs.fuse.channel import (
     FOPEN_CACHE_DIR,
+    FOPEN_DIRECT_IO,
     FOPEN_KEEP_CACHE,
     FOPEN_NOFLUSH,
     FOPEN_PARALLEL_DIRECT_WRITES,
@@ -33,10 +34,14 @@ from modamafs.fuse.channel import (
     SETXATTR_ACL_KILL_SGID,
     scheduler,
 )
+from modamafs.fuse.virtual import Commands, Virtual, is_ours
 from modamafs.model import ROOT, Attributes, Caller
 from modamafs.store import backing
 from modamafs.tree.core import LARGE_BYTES, Tree
-from modamafs.tree.handles import Handle
+from modamafs.tree.handles import Entry, Handle
+from modamafs.tree.recorded import Recorded
+from modamafs.tree.shown import Shown
+from modamafs.tree.virtual import is_virtual
 
 Result = TypeVar("Result")
 
@@ -96,6 +101,9 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self,
         tree: Tree,
+        shown: Shown,
+        commands: Commands,
+        recorded: Recorded,
         nursery: trio.Nursery,
         *,
         attribute_timeout_s: float,
@@ -107,7 +115,9 @@ class Operations(pyfuse3.Operations):
         self._attribute_timeout_s = attribute_timeout_s
         self._entry_timeout_s = entry_timeout_s
         self._threads = trio.CapacityLimiter(16)
+        self._virtual = Virtual(shown, tree.handles, self._in_thread, commands)
         self._scheduler = scheduler(pyfuse3)
+        self._recorded = recorded
         self._changing = tree.handles.changing
         self._quick: dict[int, Callable[..., bytes]] = {
             21: self._setxattr,
@@ -122,11 +132,17 @@ class Operations(pyfuse3.Operations):
         }
         self._listed: OrderedDict[int, float] = OrderedDict()
 
-    async def _in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+    async def _in_thread(
+        self,
+        function: Callable[..., Result],
+        *arguments: Any,
+        limiter: trio.CapacityLimiter | None = None,
+    ) -> Result:
         """Run what may take long elsewhere, and serve others meanwhile."""
         if self._scheduler is not None:
             self._scheduler.turn.give_up()
-        return await trio.to_thread.run_sync(function, *arguments, limiter=self._threads)
+        limiter = limiter or self._threads
+        return await trio.to_thread.run_sync(function, *arguments, limiter=limiter)
 
     def _close_later(self, fd: int | None) -> None:
         """Close a descriptor that may hold a large file's blocks, and wait for nobody."""
@@ -144,6 +160,8 @@ class Operations(pyfuse3.Operations):
         ) = found  # fmt: skip
         entry.attr_timeout = self._attribute_timeout_s
         entry.entry_timeout = self._entry_timeout_s
+        if is_virtual(found.ino) and not self._virtual.is_lasting(found.ino):
+            entry.attr_timeout = entry.entry_timeout = 0.0
         if found.ino in self._changing:
             entry.attr_timeout = min(self._attribute_timeout_s, CHANGING_TIMEOUT_S)
         return entry
@@ -155,9 +173,12 @@ class Operations(pyfuse3.Operations):
             entry.st_ino = ROOT
         return entry
 
-    @handler
-    def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        found = self.tree.lookup(parent, name)
+    @slow_handler
+    async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if self._virtual.has(parent, name):
+            found = await self._virtual.lookup(parent, name, caller_of(ctx))
+        else:
+            found = self.tree.lookup(parent, name)
         if found is None:
             raise FUSEError(errno.ENOENT)
         return self._entry(found)
@@ -165,8 +186,10 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: object) -> None:
         """Nothing is kept of what the kernel knows (the channel does not even ask)."""
 
-    @handler
-    def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+    @slow_handler
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        if is_virtual(inode):
+            return self._attributes(await self._virtual.getattr(inode, caller_of(ctx)))
         return self._attributes(self.tree.getattr(inode))
 
     @slow_handler
@@ -179,6 +202,8 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         caller = caller_of(ctx)
+        if is_virtual(inode):
+            return self._attributes(await self._virtual.setattr(inode, caller))
         if fields.update_size:
             found = await self._truncate(inode, attr.st_size, caller, fh)
         else:
@@ -207,8 +232,10 @@ class Operations(pyfuse3.Operations):
             return await self._in_thread(self.tree.truncate, inode, size_bytes, caller, fh)
         return self.tree.truncate(inode, size_bytes, caller, fh)
 
-    @handler
-    def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+    @slow_handler
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        if is_virtual(inode):
+            return await self._virtual.readlink(inode, caller_of(ctx))
         return self.tree.readlink(inode)
 
     @handler
@@ -228,30 +255,37 @@ class Operations(pyfuse3.Operations):
     def mknod(
         self, parent: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
+        self._virtual.refuse(parent, name)
         return self._entry(self.tree.mknod(parent, name, mode, rdev, caller_of(ctx)))
 
     @handler
     def mkdir(self, parent: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        self._virtual.refuse(parent, name)
         return self._entry(self.tree.mknod(parent, name, mode | stat.S_IFDIR, 0, caller_of(ctx)))
 
     @handler
     def symlink(
         self, parent: int, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
+        self._virtual.refuse(parent, name)
         return self._entry(self.tree.symlink(parent, name, target, caller_of(ctx)))
 
     @handler
     def link(
         self, inode: int, new_parent: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
+        self._virtual.refuse_node(inode)
+        self._virtual.refuse(new_parent, new_name)
         return self._entry(self.tree.link(inode, new_parent, new_name, caller_of(ctx)))
 
     @handler
     def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._virtual.refuse(parent, name)
         self._close_later(self.tree.unlink(parent, name, caller_of(ctx)))
 
     @handler
     def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._virtual.refuse(parent, name)
         self.tree.rmdir(parent, name, caller_of(ctx))
 
     @handler
@@ -264,9 +298,12 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
+        self._virtual.refuse(parent_old, name_old)
+        self._virtual.refuse(parent_new, name_new)
         self._close_later(
             self.tree.rename(parent_old, name_old, parent_new, name_new, flags, caller_of(ctx))
         )
+        self._recorded.renamed(parent_new, name_new)
 
     # ---- files ------------------------------------------------------------------------------
 
@@ -281,6 +318,8 @@ class Operations(pyfuse3.Operations):
     @slow_handler
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         caller = caller_of(ctx)
+        if is_virtual(inode):
+            return await self._open_virtual(inode, flags, caller)
         if flags & os.O_TRUNC:
             await self._truncate(inode, 0, caller)
             flags &= ~os.O_TRUNC
@@ -292,32 +331,51 @@ class Operations(pyfuse3.Operations):
                 pyfuse3.invalidate_inode(inode, attr_only=True)
         return self._file_info(handle)
 
+    async def _open_virtual(self, inode: int, flags: int, caller: Caller) -> FileInfo:
+        handle = await self._virtual.open(inode, flags, caller)
+        if self._scheduler is not None:
+            _channel.set_open(handle.fh, FOPEN_DIRECT_IO if handle.is_live else 0, 0)
+        return FileInfo(fh=handle.fh, keep_cache=False, direct_io=handle.is_live)
+
     @handler
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
+        self._virtual.refuse(parent, name)
         handle, found = self.tree.create(parent, name, mode, flags, caller_of(ctx))
+        handle.name = name
         return self._file_info(handle), self._entry(found)
 
     @handler
     def release(self, fh: int) -> None:
+        handle = self.tree.handles.find(fh)  # None: a release that is sent again
+        if handle is not None:
+            self._recorded.closed(handle)
         fd = self.tree.release(fh)
         if fd is not None:
             os.close(fd)
 
-    @handler
-    def flush(self, fh: int) -> None:
-        """Nothing is held back here: what a client wrote is with the store."""
+    @slow_handler
+    async def flush(self, fh: int) -> None:
+        """Nothing is held back here, but a command: what a client wrote is with the store."""
+        handle = self.tree.handles.get(fh)
+        if is_virtual(handle.ino):
+            await self._virtual.flush(handle)
 
     @slow_handler
     async def fsync(self, fh: int, datasync: bool) -> None:
+        if is_virtual(self.tree.handles.get(fh).ino):
+            return
         await self._in_thread(lambda: self.tree.fsync(fh, data_only=datasync))
 
     fsyncdir = fsync
 
     @slow_handler
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        fd = self.tree.descriptor(self.tree.handles.get(fh))
+        handle = self.tree.handles.get(fh)
+        if is_virtual(handle.ino):
+            return await self._virtual.read(handle, off, size)
+        fd = self.tree.descriptor(handle)
         buffer = bytearray(size)
         try:
             got = os.preadv(fd, [buffer], off, os.RWF_NOWAIT)
@@ -332,7 +390,11 @@ class Operations(pyfuse3.Operations):
     @slow_handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         uid, gid = _channel.current_owner()
-        fd = self.tree.descriptor(self.tree.handles.get(fh))
+        handle = self.tree.handles.get(fh)
+        if is_virtual(handle.ino):
+            return await self._virtual.write(handle, buf, Caller(uid, gid))
+        uid, gid = self.tree.writes_as(uid, gid)
+        fd = self.tree.descriptor(handle)
         if len(buf) > INLINE_WRITE_BYTES:
             return await self._in_thread(backing.write, fd, buf, off, uid, gid)
         return backing.write(fd, buf, off, uid, gid)
@@ -341,8 +403,10 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def opendir(self, inode: int, ctx: RequestContext) -> int:
+        if is_virtual(inode):
+            return self._virtual.opendir(inode, caller_of(ctx)).fh
         handle = self.tree.opendir(inode, caller_of(ctx))
-        if self._scheduler is not None:
+        if self._scheduler is not None and not self._virtual.depends_on_caller(handle):
             flags = FOPEN_CACHE_DIR
             if self._was_just_listed(inode):
                 flags |= FOPEN_KEEP_CACHE
@@ -367,15 +431,32 @@ class Operations(pyfuse3.Operations):
     @handler
     def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """Only without interposition; see ``_readdirplus``."""
-        handle, entries = self.tree.readdir(fh, start_id, SCAN_BYTES)
+        handle, entries = self._entries(fh, start_id, None)
         for name, offset, found in entries[handle.position :]:
             if not pyfuse3.readdir_reply(token, name, self._attributes(found), offset):
                 break
             handle.position += 1
             handle.offset = offset
 
+    def _entries(self, fh: int, offset: int, caller: Caller | None) -> tuple[Handle, list[Entry]]:
+        """Entries from a position on; ``handle.position`` is the first to give."""
+        handle = self.tree.handles.get(fh)
+        caller = caller or Caller(handle.uid, handle.gid)
+        if is_virtual(handle.ino):
+            return handle, self._virtual.readdir(handle, offset, caller)
+        while not is_ours(offset):
+            handle, entries = self.tree.readdir(fh, offset, SCAN_BYTES)
+            if self._virtual.depends_on_caller(handle) and handle.position < len(entries):
+                offset = entries[-1][1]
+                entries = self._virtual.seen(handle, caller)
+            elif not entries:
+                break
+            if handle.position < len(entries):
+                return handle, entries
+        return handle, self._virtual.listed_besides(handle, offset)
+
     def _readdirplus(self, ino: int, caller: Caller, fh: int, offset: int, size: int) -> bytes:
-        handle, entries = self.tree.readdir(fh, offset, SCAN_BYTES)
+        handle, entries = self._entries(fh, offset, caller)
         packed, count = _channel.pack_entries(
             entries,
             handle.position,
@@ -395,24 +476,31 @@ class Operations(pyfuse3.Operations):
 
     # ---- extended attributes ----------------------------------------------------------------
 
-    @handler
-    def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        value = self.tree.getxattr(inode, name)
+    @slow_handler
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        if is_virtual(inode):
+            value = await self._virtual.getxattr(inode, name, caller_of(ctx))
+        else:
+            value = self.tree.getxattr(inode, name)
         if value is None:
             raise FUSEError(errno.ENODATA)
         return value
 
     @handler
     def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        if is_virtual(inode):
+            return []
         return self.tree.listxattr(inode, privileged=ctx.uid == 0)
 
     @handler
     def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._virtual.refuse_node(inode)
         self.tree.removexattr(inode, name, caller_of(ctx))
 
     @handler
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Only without interposition: the flags are lost on the way here."""
+        self._virtual.refuse_node(inode)
         self.tree.setxattr(inode, name, value, 0, caller_of(ctx), keep_setid=True)
 
     # ---- what pyfuse3 has no handler for ----------------------------------------------------
@@ -423,6 +511,9 @@ class Operations(pyfuse3.Operations):
         """Called by the channel; answers with ``_channel.reply``, now or later."""
         caller = Caller(uid, gid, pid, 0, *_channel.current())
         quick = self._quick.get(opcode)
+        if is_virtual(ino):
+            self._nursery.start_soon(self._answer_virtual, req, opcode, ino, caller, *arguments)
+            return
         if opcode == 43 and arguments[3] <= INLINE_FALLOCATE_BYTES:
             quick = self._fallocate_now
         if quick is None:
@@ -435,6 +526,31 @@ class Operations(pyfuse3.Operations):
             reply(req, errno_of(error, quick.__name__))
         else:
             reply(req, 0, payload)
+
+    async def _answer_virtual(
+        self, req: int, opcode: int, ino: int, caller: Caller, *arguments: Any
+    ) -> None:
+        try:
+            payload = await self._virtual_extra(opcode, ino, caller, *arguments)
+        except Exception as error:
+            reply(req, errno_of(error, f"virtual {opcode}"))
+        else:
+            reply(req, 0, payload)
+
+    async def _virtual_extra(self, opcode: int, ino: int, caller: Caller, *arguments: Any) -> bytes:
+        if opcode == 44:
+            return await self._virtual.in_thread(self._readdirplus, ino, caller, *arguments)
+        if opcode == 46:
+            fh, offset, whence = arguments
+            return LSEEK_OUT.pack(self._virtual.seek(self.tree.handles.get(fh), offset, whence))
+        if opcode == 52:
+            return self._statx_of(await self._virtual.getattr(ino, caller))
+        if opcode == 39:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        if opcode == 47:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))  # then it is read and written
+        self._virtual.refuse_node(ino)
+        return b""
 
     async def _answer_later(self, req: int, slow: Callable[..., bytes], *arguments: Any) -> None:
         try:
@@ -453,7 +569,9 @@ class Operations(pyfuse3.Operations):
 
     def _statx(self, ino: int, caller: Caller) -> bytes:
         """``statx(2)`` with the time of birth, which a plain GETATTR has no field for."""
-        found = self.tree.getattr(ino)
+        return self._statx_of(self.tree.getattr(ino))
+
+    def _statx_of(self, found: Attributes) -> bytes:
         timeout_s = self._attributes(found).attr_timeout
         times = (found.atime_ns, found.btime_ns, found.ctime_ns, found.mtime_ns)
         return STATX_OUT.pack(

@@ -64,6 +64,8 @@ class Wish:
     """Set (True) or lift (False) the hold; None leaves it."""
     reason: str = ""
     """Why it is held, or why the hold is lifted."""
+    by: str = ""
+    """Whose name is recorded; "" for the caller's."""
 
 
 NO_WISH = Wish()
@@ -126,7 +128,7 @@ def _new_record(place: Place, records: int, caller: Caller, wish: Wish) -> dict[
         "file_count": None,
         "size_bytes": None,
         "sealed_at": None,
-        "sealed_by": user_name(caller.uid),
+        "sealed_by": wish.by or user_name(caller.uid),
         "requested_at": now(),
         "wait_s": wish.wait_s,
         "until": str(wish.until) if wish.until else None,

@@ -49,6 +49,7 @@ def verify(
     progress: Progress | None = None,
     *,
     remember: bool = True,
+    by: str = "",
 ) -> dict[str, Any]:
     """Read everything in a sealed directory again and compare it with what was sealed.
 
@@ -95,7 +96,7 @@ def verify(
             "content_hash": hashes.content_hash,
             "content_intact": intact,
             "verified_at": now(),
-            "verified_by": user_name(caller.uid),
+            "verified_by": by or user_name(caller.uid),
         }
         remembered = remember and _remember(place, records, record, result)
         return result | {"remembered": remembered}

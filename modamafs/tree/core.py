@@ -26,6 +26,7 @@ from modamafs.store.seals import Seals
 from modamafs.tree.handles import Entry, Handle, Handles
 from modamafs.tree.inodes import Inodes
 from modamafs.tree.journal import Intent, Journal
+from modamafs.tree.scope import Scope
 from modamafs.tree.state import State
 
 log = logging.getLogger(__name__)
@@ -63,10 +64,15 @@ class Tree:
         *,
         read_only: bool = False,
         failpoint: Path | None = None,
+        scope: Scope | None = None,
     ) -> None:
-        """``backing_files`` is None where all bytes go through this process (the fallback)."""
+        """``backing_files`` is None where all bytes go through this process (the fallback).
+
+        ``scope`` is closed with the tree; None: the whole store.
+        """
         self.store = store
-        self.inodes = Inodes(store)
+        self.scope = scope or Scope(store)
+        self.inodes = Inodes(store, self.scope)
         self.handles = Handles(state)
         self.journal = Journal(state, failpoint)
         self.seals = Seals(store)
@@ -74,7 +80,6 @@ class Tree:
         self._state = state
         self._volume = store.volume
         self._backing_files = backing_files
-        self._whole_volume = store.is_whole_volume()
         lost = state.lost_registration()
         if lost is not None and backing_files is not None:
             if lost not in self.handles.backing_ids():
@@ -89,6 +94,7 @@ class Tree:
             if fd is not None:
                 os.close(fd)
         self.inodes.close()
+        self.scope.close()
 
     # ---- what is there ----------------------------------------------------------------------
 
@@ -100,13 +106,13 @@ class Tree:
         """The attributes of an entry; None for no such entry.
 
         "." and ".." come from file servers that hold a handle; the node may be unknown so far and
-        is resolved only if it lies in the store (StaleHandle otherwise).
+        is resolved only if it lies in the scope (StaleHandle otherwise).
         """
         if is_own_name(name):
             return None
         if name in (b".", b".."):
             return self._lookup_dots(parent, name)
-        attributes = self._volume.lookup(self.inodes.directory(parent), name)
+        attributes = self._find(self.inodes.directory(parent), name)
         if attributes is not None and attributes.dev != self._volume.dev:
             raise NotOnThisVolume(
                 f"{os.fsdecode(name)} lies on another file system than its store; "
@@ -116,6 +122,11 @@ class Tree:
             fd = self.inodes.directory(parent)
             return self._shown(attributes, lambda: self.seals.covers_entry(fd, name))
         return attributes
+
+    def _find(self, dir_fd: int, name: bytes) -> Attributes | None:
+        if not (self.scope.is_whole or self.scope.shows(dir_fd, name)):
+            return None
+        return self._volume.lookup(dir_fd, name)
 
     def _shown(self, found: Attributes, is_covered: Callable[[], bool | None]) -> Attributes:
         """What clients see of an inode: of what is sealed, that nobody may write.
@@ -140,10 +151,8 @@ class Tree:
     def _lookup_dots(self, node: int, name: bytes) -> Attributes:
         fd = self.inodes.open(node, os.O_PATH)
         try:
-            if not (self._whole_volume or self.store.contains(fd)) or is_own_path(
-                backing.path_of(fd)
-            ):
-                raise StaleHandle(f"inode {node} does not lie in the store")
+            if not self.scope.holds(fd) or is_own_path(backing.path_of(fd)):
+                raise StaleHandle(f"inode {node} does not lie in what is mounted")
             if name == b"." or node == ROOT:
                 return self._shown(self._volume.attributes(fd), lambda: self.seals.covers(fd))
             above = self._volume.lookup(fd, b"..")
@@ -175,6 +184,17 @@ class Tree:
         finally:
             os.close(fd)
 
+    owners_are_shown = True
+    """Whether owners are as they are on the store."""
+
+    def shown_as(self, found: Attributes) -> Attributes:
+        """Attributes of an inode of the store as this mount shows them."""
+        return found
+
+    def writes_as(self, uid: int, gid: int) -> tuple[int, int]:
+        """User and group id to write with, of who wrote."""
+        return uid, gid
+
     def statvfs(self) -> os.statvfs_result:
         """Sizes, counts and limits of the backing file system."""
         return self.store.statvfs()
@@ -192,7 +212,8 @@ class Tree:
             sealed = self._may_be_sealed(fd)
         elif sealed and writer is not None and writer.writable:
             sealed = not self.seals.being_sealed(fd)
-        decide(operation, sealed=sealed, read_only=self.read_only)
+        read_only = self.read_only or (not self.scope.is_whole and self.scope.is_fixed(fd))
+        decide(operation, sealed=sealed, read_only=read_only)
 
     def _open_to_write(self, node: int, flags: int, writer: Handle | None = None) -> int:
         """A descriptor of a file that may be written to. Opened first: sealing looks for that.
@@ -754,14 +775,15 @@ class Tree:
 
     def _scan(self, handle: Handle, offset: int, size_bytes: int) -> list[Entry]:
         fd = self.descriptor(handle)
+        whole = self.scope.is_whole or not self.scope.is_fixed(fd)
         while entries := self._volume.scan(fd, offset, size_bytes):
             offset = entries[-1][1]
             kept = [
                 entry
-                if entry[0] != b".." or handle.ino != self._volume.root_ino
-                else (b"..", entry[1], self._volume.attributes(self.store.root_fd))
+                if entry[0] != b".." or handle.ino != self.inodes.root_ino
+                else (b"..", entry[1], self._volume.attributes(self.scope.root_fd))
                 for entry in entries
-                if not is_own_name(entry[0])
+                if not is_own_name(entry[0]) and (whole or self.scope.shows(fd, entry[0]))
             ]
             if self.seals.unwalled():
                 kept = self._shown_entries(fd, kept)

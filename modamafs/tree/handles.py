@@ -33,6 +33,14 @@ class Handle:
     gid: int
     fd: int | None = None
     """Our own descriptor: of every directory, and of files without passthrough."""
+    name: bytes | None = None
+    """The name that it was made with, of a file that was made by this opening."""
+    content: bytes | None = None
+    """Of a virtual file: what it was when it was opened."""
+    is_live: bool = False
+    """Of a virtual file: its size is known only when it is read; past the page cache, then."""
+    private: bool | None = None
+    """Of a directory: whether what is listed depends on who asks; None: not known yet."""
     entries: list[Entry] = field(default_factory=list)
     """Directories: the entries that were read last, and not all handed out yet."""
     position: int = 0
@@ -142,6 +150,10 @@ class Handles:
             return self._by_fh[fh]
         except KeyError:
             raise StaleHandle(f"no open file has the handle {fh}") from None
+
+    def find(self, fh: int) -> Handle | None:
+        """The handle of a number; None where it is closed already."""
+        return self._by_fh.get(fh)
 
     def recall(self, caller: Caller) -> Handle | None:
         """The handle that an earlier worker made for a request that is sent again."""

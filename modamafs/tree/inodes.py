@@ -14,6 +14,7 @@ from collections import OrderedDict
 
 from modamafs.model import ROOT, Attributes
 from modamafs.store.backing import Store
+from modamafs.tree.scope import Scope
 
 OPEN_DIRECTORIES = 2048
 
@@ -21,10 +22,10 @@ OPEN_DIRECTORIES = 2048
 class Inodes:
     """Resolves node ids. Three verbs: ``directory``, ``open``, ``attributes``."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, scope: Scope) -> None:
+        self._scope = scope
         self._volume = store.volume
-        self.root_ino = store.volume.root_ino
+        self.root_ino = scope.root_ino
         self._directories: OrderedDict[int, int] = OrderedDict()
 
     def close(self) -> None:
@@ -43,19 +44,21 @@ class Inodes:
     def directory(self, node: int) -> int:
         """A descriptor of a directory, open for reading. It stays ours: don't close or keep it.
 
-        OSError: ESTALE (no such inode any more), ENOTDIR.
+        OSError: ESTALE (no such inode any more), ENOTDIR. StaleHandle: it is not in the scope.
         """
         if node == ROOT:
-            return self._store.root_fd
+            return self._scope.root_fd
         directories = self._directories
         fd = directories.get(node)
         if fd is not None:
             directories.move_to_end(node)
-            return fd
-        fd = self._volume.open(node, os.O_RDONLY | os.O_DIRECTORY)
-        directories[node] = fd
-        if len(directories) > OPEN_DIRECTORIES:
-            os.close(directories.popitem(last=False)[1])
+        else:
+            fd = self._volume.open(node, os.O_RDONLY | os.O_DIRECTORY)
+            directories[node] = fd
+            if len(directories) > OPEN_DIRECTORIES:
+                os.close(directories.popitem(last=False)[1])
+        if not self._scope.is_whole:
+            self._scope.admit_directory(fd)
         return fd
 
     def forget(self, node: int) -> None:
@@ -67,14 +70,22 @@ class Inodes:
     def open(self, node: int, flags: int) -> int:
         """A new descriptor of any inode, also of one without a name; the caller closes it.
 
-        OSError: ESTALE, and whatever opening that file with these flags gives.
+        OSError: ESTALE, and whatever opening that file with these flags gives. StaleHandle: it lies
+        outside of the scope by now.
         """
-        return self._volume.open(self.ino(node), flags)
+        fd = self._volume.open(self.ino(node), flags)
+        if not self._scope.is_whole and node != ROOT:
+            try:
+                self._scope.admit(fd)
+            except BaseException:
+                os.close(fd)
+                raise
+        return fd
 
     def attributes(self, node: int) -> Attributes:
         """The attributes of an inode. OSError: ESTALE."""
         if node == ROOT:
-            return self._volume.attributes(self._store.root_fd)
+            return self._volume.attributes(self._scope.root_fd)
         fd = self._directories.get(node)
         if fd is not None:
             return self._volume.attributes(fd)

@@ -82,6 +82,8 @@ class Sealed:
     """Mounted before the seal; the kernel remembers nothing of it."""
     late: Mount
     """Mounted after the seal."""
+    view: Mount
+    """Of the project alone, mounted before the seal."""
     handles: dict[str, FileHandle]
     """Taken from the first mount."""
     second_handles: dict[str, FileHandle]
@@ -128,7 +130,10 @@ def sealed_tree(place: Place, workshop: Workshop, name: str) -> Iterator[Sealed]
         mount, second = mounted(""), mounted("-2", *FRESH)
         assert mount.status()["passthrough"] is (place.mode == "passthrough")
         scene.build(mount.root)
-        for path in (mount.root, second.root):
+        made = modamafs("view", "add", mount.root, "one", scene.PROJECT)
+        assert made.returncode == 0, made.stderr
+        view = mounted("-4", "--view", "one", *FRESH)
+        for path in (mount.root, second.root, view.root):
             snapshot(path)  # the kernel remembers what it was
         handles = ways.handles_of_all(mount.root)
         second_handles = ways.handles_of_all(second.root)
@@ -137,7 +142,7 @@ def sealed_tree(place: Place, workshop: Workshop, name: str) -> Iterator[Sealed]
             done = modamafs("seal", mount.root / scene.RAW)
             assert done.returncode == 0, done.stderr
             late = mounted("-3")
-            yield Sealed(place, store, mount, second, late, handles, second_handles, before)
+            yield Sealed(place, store, mount, second, late, view, handles, second_handles, before)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from tests.attack.ways import (
     Handles,
     HardLink,
     Proc,
+    Through,
     Way,
     close_all,
     handles_of_all,
@@ -101,6 +102,15 @@ def handles(root: Path, taken: dict[str, FileHandle], who: str, stack: contextli
     return Handles(root, fds, taken, is_root=who == "root")
 
 
+def by_views(sealed: Sealed, _who: str, _stack: contextlib.ExitStack) -> Way:
+    links = sealed.mount.root / "views" / scene.PROJECT / "sealed"
+    return Through(sealed.mount.root, scene.SESSION, links / "session")
+
+
+def by_view_mount(sealed: Sealed, _who: str, _stack: contextlib.ExitStack) -> Way:
+    return Through(sealed.mount.root, scene.PROJECT, sealed.view.root)
+
+
 WAYS: dict[str, Callable[[Sealed, str, contextlib.ExitStack], Way]] = {
     "path": by_path,
     "descriptor": by_descriptor,
@@ -113,6 +123,8 @@ WAYS: dict[str, Callable[[Sealed, str, contextlib.ExitStack], Way]] = {
     "handle": by_handle,
     "forgotten handle": by_forgotten_handle,
     "handle in a late mount": by_handle_elsewhere,
+    "views": by_views,
+    "view mount": by_view_mount,
 }
 
 

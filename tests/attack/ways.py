@@ -82,6 +82,27 @@ class Way:
         return os.fsdecode(name) if place is None else f"/proc/self/fd/{place}/{os.fsdecode(name)}"
 
 
+class Through(Way):
+    """By paths that lead elsewhere first: through a view."""
+
+    def __init__(self, root: Path, inside: str, place: Path) -> None:
+        """What lies ``inside`` of a path in the store is reached from ``place``."""
+        super().__init__(root)
+        self.inside = inside
+        self.place = place
+
+    def _path(self, path: str) -> str:
+        if path.startswith(self.inside + "/"):
+            return f"{self.place}{path.removeprefix(self.inside)}"
+        return f"{self.root}/{path}"
+
+    def entry(self, path: str) -> At:
+        return None, self._path(path)
+
+    def node(self, path: str) -> Node:
+        return Node(self._path(path), follow=False)
+
+
 class HardLink(Way):
     """By path, through the other name of a file."""
 

@@ -63,7 +63,7 @@ def test_a_name_that_was_missing_appears_when_the_store_has_it(target: Target) -
     wait_until(lambda: os.listdir(target.root) == ["later"], "the new list")
 
 
-def test_the_records_are_hidden_and_their_name_is_reserved(mounted: Target) -> None:
+def test_the_records_stay_hidden_behind_their_reserved_name(mounted: Target) -> None:
     """In every directory, whether the store has records there or not."""
     (mounted.store / ".modama" / "inner").mkdir(parents=True)
     (mounted.store / ".modama" / "project.json").write_text("{}")
@@ -73,8 +73,7 @@ def test_the_records_are_hidden_and_their_name_is_reserved(mounted: Target) -> N
     for directory in (mounted.root, mounted.root / "empty"):
         name = directory / ".modama"
         for call in (
-            lambda name=name: os.lstat(name),
-            lambda name=name: os.listdir(name),
+            lambda name=name: os.lstat(name / "inner"),
             lambda name=name: (name / "project.json").read_text(),
             lambda name=name: name.rmdir(),
             lambda name=name: name.rename(name.parent / "elsewhere"),
@@ -82,8 +81,8 @@ def test_the_records_are_hidden_and_their_name_is_reserved(mounted: Target) -> N
             with pytest.raises(OSError) as hidden:
                 call()
             assert hidden.value.errno in (errno.ENOENT, errno.EPERM, errno.EACCES, errno.EROFS)
-        with pytest.raises(FileNotFoundError):
-            os.lstat(name)
+        assert "inner" not in os.listdir(name)
+        assert "README.md" in os.listdir(name), "it is the landing directory"
         for call in (
             lambda name=name: name.mkdir(),
             lambda name=name: name.touch(),
@@ -99,6 +98,9 @@ def test_the_records_are_hidden_and_their_name_is_reserved(mounted: Target) -> N
                 errno.EPERM,
                 errno.EACCES,
                 errno.EROFS,
+                errno.EEXIST,
+                errno.EISDIR,
+                errno.ENOTEMPTY,
                 errno.EINVAL,  # a directory into itself
             )
     assert sorted(os.listdir(mounted.root)) == ["empty", "file"]

@@ -249,7 +249,9 @@ def test_what_can_not_be_sealed(mount: Mount) -> None:
         "nothing": "No such file",
         "link": "symbolic link",
         f"{RAW}/latest": "symbolic link",
-        f"{SESSION}/.modama": "No such file",
+        f"{SESSION}/.modama": "modamafs's own",
+        f"{SESSION}/.modama/files/raw": "modamafs's own",
+        f"landing/{RAW}": "No such file",
         "area/../..": "",
         "/proc": "no mounted store",
     }.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.images import Image
-from tests.support.mounts import Mount
+from tests.support.mounts import Mount, modamafs
 
 
 class Kind(NamedTuple):
@@ -17,6 +17,8 @@ class Kind(NamedTuple):
     fstype: str
     mounted: bool
     passthrough: bool = False
+    view: bool = False
+    """The mount is one of a view: of a project in the store."""
 
 
 KINDS = {
@@ -27,6 +29,7 @@ KINDS = {
     "mount-xfs": Kind("xfs", mounted=True, passthrough=True),
     "mount-btrfs": Kind("btrfs", mounted=True, passthrough=True),
     "fallback-ext4": Kind("ext4", mounted=True),
+    "view-ext4": Kind("ext4", mounted=True, passthrough=True, view=True),
 }
 """The bare directories are the control: the suite has to pass there, or it is wrong itself."""
 
@@ -98,6 +101,13 @@ class Workshop:
         if not kind.mounted:
             return Target(name, kind.fstype, store, store, None)
         options = () if kind.passthrough else ("--no-passthrough",)
+        shown = store
+        if kind.view:
+            shown = store / "area/project"
+            shown.mkdir(parents=True)
+            done = modamafs("view", "add", store, "shown", "area/project")
+            assert done.returncode == 0, done.stderr
+            options += ("--view", "shown")
         mount = self._stack.enter_context(Mount(store, self.mountpoint(name), *options))
         assert mount.status()["passthrough"] is kind.passthrough
-        return Target(name, kind.fstype, mount.root, store, mount)
+        return Target(name, kind.fstype, mount.root, shown, mount)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -28,13 +30,20 @@ def test_a_store_that_is_a_file_has_no_configuration(tmp_path: Path) -> None:
 def test_the_default_file_says_what_holds_without_it() -> None:
     text = config.DEFAULT_FILE
     assert parse_config(text.encode(), FILE) == Config()
-    settings = [line[2:] for line in text.splitlines() if line.startswith("# ") and " = " in line]
-    sections = text.replace("# ", "").split("[stewards]")[0]
-    shown = {setting.split(" = ")[0] for setting in settings}
-    assert shown == {*config.MountSection.__struct_fields__, "group"}
-    values = [s for s in settings if s.split(" = ")[0] in config.MountSection.__struct_fields__]
-    written = "\n".join(["[mount]", *values]).encode()
-    assert parse_config(written, FILE) == Config(), sections
+    written = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+    document = tomllib.loads(written)
+    sections = {name: type(getattr(Config(), name)) for name in document if name != "links"}
+    assert {*sections, "links"} == {*Config.__struct_fields__}
+    for name, structure in sections.items():
+        assert {*document[name]} == {*structure.__struct_fields__}
+    examples = {"stewards": ["group"], "landing": ["publisher"], "links": [*document["links"]]}
+    for name, keys in examples.items():  # these are none
+        for key in keys:
+            del document[name][key]
+    assert {*document} == {*Config.__struct_fields__}
+    for name, structure in sections.items():
+        assert msgspec.convert(document[name], structure) == getattr(Config(), name)
+    assert parse_config(written.encode(), FILE).links, "the examples are valid templates"
 
 
 def test_settings_are_read() -> None:
@@ -49,6 +58,10 @@ def test_settings_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "why"),
     [
+        ("[links]\nview = 1\n", "line 2, key links.view", "a link is NAME ="),
+        ('[links]\nview = "ftp://a/{path}"\n', "line 2, key links.view", "begin with http"),
+        ('[links]\nview = "https://a/{nothing}"\n', "line 2, key links.view", "{nothing}"),
+        ('[landing]\nname = "a/b"\n', "line 2, key landing.name", "regex"),
         ("[mount]\nguard = 1\n", "line 2, key mount.guard", "Expected `bool`"),
         ("\n[mount]\n\nnonsense = 1\n", "line 4, key mount.nonsense", "no such key"),
         ("[mount]\n[mounts]\nguard = true\n", "line 2, key mounts", "no such section"),

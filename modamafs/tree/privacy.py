@@ -1,0 +1,98 @@
+"""Private projects: who is shown that they exist.
+
+Who may *enter* one, its directory's mode and ACL say, and the kernel checks that. Listing its name
+is what is decided here, by the same permissions. A look-up by name always finds it: a stranger's
+ENOENT would take the directory away under those who work in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import stat
+
+from modamafs.model import Caller
+from modamafs.policy import access
+from modamafs.store.backing import Store
+from modamafs.store.catalogue import read_project
+from modamafs.views import SessionFacts
+
+ACCESS_ACL = "system.posix_acl_access"
+OTHERS = 0o005
+
+
+class Privacy:
+    """Asks the store at every question."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def is_shown(self, area_fd: int, name: bytes, caller: Caller) -> bool:
+        """Whether an entry of an area is listed for the caller."""
+        try:
+            found = os.stat(name, dir_fd=area_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return not self._may_be_private(found) or self._is_for(area_fd, name, found, caller)
+
+    def is_session_shown(self, session: SessionFacts, caller: Caller) -> bool:
+        """Whether a session lies in a project that is the caller's."""
+        project = os.fsencode(f"{session.area}/{session.project_name}")
+        return self.is_shown(self._store.root_fd, project, caller)
+
+    def has_private(self, area_fd: int) -> bool:
+        """Whether the listing of an area depends on who asks."""
+        with os.scandir(area_fd) as entries:
+            return any(
+                entry.is_dir(follow_symlinks=False)
+                and self._may_be_private(entry.stat(follow_symlinks=False))
+                for entry in entries
+            )
+
+    @staticmethod
+    def _may_be_private(found: os.stat_result) -> bool:
+        return stat.S_ISDIR(found.st_mode) and not found.st_mode & OTHERS
+
+    def _is_for(self, area_fd: int, name: bytes, found: os.stat_result, caller: Caller) -> bool:
+        if caller.uid == 0:
+            return True
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=area_fd)
+        except OSError:
+            return False
+        try:
+            project, problem = read_project(fd)
+            acl = None
+            with contextlib.suppress(OSError):
+                acl = os.getxattr(fd, ACCESS_ACL)
+        finally:
+            os.close(fd)
+        is_private = problem is not None or (
+            project is not None and project.visibility == "private"
+        )
+        if not is_private:
+            return True
+        wanted = access.READ | access.SEARCH
+        mode = stat.S_IMODE(found.st_mode)
+        return access.may(wanted, with_groups(caller), mode, found.st_uid, found.st_gid, acl)
+
+    @staticmethod
+    def user(caller: Caller) -> str:
+        """The caller's login name; the number where it has none."""
+        try:
+            return pwd.getpwuid(caller.uid).pw_name
+        except KeyError:
+            return str(caller.uid)
+
+
+def with_groups(caller: Caller) -> Caller:
+    """The caller with the supplementary groups of the process that asks (proc_pid_status(5))."""
+    if caller.groups or not caller.pid:
+        return caller
+    try:
+        with open(f"/proc/{caller.pid}/status", "rb") as file:
+            line = next(line for line in file if line.startswith(b"Groups:"))
+    except (OSError, StopIteration):
+        return caller
+    return caller._replace(groups=tuple(map(int, line.split()[1:])))

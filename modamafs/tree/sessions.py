@@ -1,0 +1,136 @@
+"""All sessions of a store, for the views: looked for anew where a directory has changed.
+
+The store is walked no deeper than the sessions. What a session's records say is read again only
+when one of them is another by now. (The index will answer this for large stores.)
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+from collections.abc import Iterator
+
+from modamafs.catalog import Project
+from modamafs.model import RECORDS
+from modamafs.store.backing import Store
+from modamafs.store.catalogue import read_project, read_session
+from modamafs.views import SessionFacts
+
+BELIEVED_S = 1.0
+"""For how long the list is right without looking."""
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Sessions:
+    """The list of one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, tuple[tuple[int, ...], SessionFacts]] = {}
+        self._all: list[SessionFacts] = []
+        self._looked_at_s = -BELIEVED_S
+
+    def all(self) -> list[SessionFacts]:
+        """Every session that has a record, or lies where sessions lie, sorted by path."""
+        now_s = time.monotonic()
+        if now_s - self._looked_at_s >= BELIEVED_S:
+            known: dict[str, tuple[tuple[int, ...], SessionFacts]] = {}
+            for stamp, facts in self._look():
+                known[facts.path] = stamp, facts
+            self._known = known
+            self._all = [facts for _, facts in known.values()]
+            self._looked_at_s = now_s
+        return self._all
+
+    def _look(self) -> Iterator[tuple[tuple[int, ...], SessionFacts]]:
+        root = self._store.root_fd
+        for area in _directories(root, b"."):
+            for name in _directories(root, area):
+                path = area + b"/" + name
+                try:
+                    fd = os.open(path, _DIRECTORY, dir_fd=root)
+                except OSError:
+                    continue
+                try:
+                    project, _ = read_project(fd)
+                    changed = _changed(fd, RECORDS + b"/project.json")
+                    for session in _directories(fd, b"."):
+                        yield self._session(fd, path, session, project, changed)
+                finally:
+                    os.close(fd)
+
+    def _session(
+        self,
+        project_fd: int,
+        project_path: bytes,
+        name: bytes,
+        project: Project | None,
+        changed: int,
+    ) -> tuple[tuple[int, ...], SessionFacts]:
+        records = name + b"/" + RECORDS + b"/"
+        stamp = (
+            changed,
+            _changed(project_fd, name),
+            _changed(project_fd, records + b"session.json"),
+            _changed(project_fd, records + b"seals"),
+        )
+        path = os.fsdecode(project_path + b"/" + name)
+        known = self._known.get(path)
+        if known is not None and known[0] == stamp:
+            return known
+        fd = os.open(name, _PATH, dir_fd=project_fd)
+        try:
+            found = os.fstat(fd)
+            record, _ = read_session(fd)
+            sealed = _exists(fd, RECORDS + b"/seals/raw.json")
+        finally:
+            os.close(fd)
+        sealed = sealed or _exists(project_fd, RECORDS + b"/seals/" + name + b".json")
+        area, _, project_name = os.fsdecode(project_path).partition("/")
+        return stamp, SessionFacts(
+            path=path,
+            area=area,
+            project_name=project_name,
+            session_name=os.fsdecode(name),
+            session=record,
+            project=project,
+            owner=record.owner.user or record.owner.name if record else _login(found.st_uid),
+            mtime_ns=found.st_mtime_ns,
+            sealed=sealed,
+        )
+
+
+def _directories(dir_fd: int, path: bytes) -> list[bytes]:
+    try:
+        fd = os.open(path, _DIRECTORY, dir_fd=dir_fd)
+    except OSError:
+        return []
+    try:
+        with os.scandir(fd) as entries:
+            return sorted(
+                os.fsencode(entry.name)
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
+            )
+    finally:
+        os.close(fd)
+
+
+def _changed(dir_fd: int, path: bytes) -> int:
+    try:
+        return os.stat(path, dir_fd=dir_fd, follow_symlinks=False).st_ctime_ns
+    except OSError:
+        return 0
+
+
+def _exists(dir_fd: int, path: bytes) -> bool:
+    return _changed(dir_fd, path) != 0
+
+
+def _login(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
