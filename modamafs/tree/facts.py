@@ -28,6 +28,7 @@ from modamafs.store.backing import Store
 from modamafs.store.catalogue import read_project, read_session
 from modamafs.store.records import read_record
 from modamafs.store.seals import SEALS, Seals
+from modamafs.tree.privacy import Privacy
 
 KEPT = 256
 """How many directories' facts are kept."""
@@ -57,10 +58,17 @@ Told = Callable[[bytes, bytes], None]
 
 
 class Gatherer:
-    """Facts of the directories of one store."""
+    """Facts of the directories of one store: those that everybody may know who may read there.
 
-    def __init__(self, store: Store, seals: Seals, missing: Told | None = None) -> None:
+    So private projects are left out of what is said of their area and of the store, and what lies
+    in a directory that fewer people may read is left out of what is said of those above it.
+    """
+
+    def __init__(
+        self, store: Store, seals: Seals, privacy: Privacy, missing: Told | None = None
+    ) -> None:
         """``missing`` is told of files whose metadata are not known, or not right any more."""
+        self._privacy = privacy
         self._missing = missing
         self._store = store
         self._seals = seals
@@ -117,11 +125,16 @@ class Gatherer:
     def _related(self, relative: bytes) -> list[bytes]:
         """The sealed directories above, at, and below."""
         below = relative + b"/" if relative else b""
-        return [
+        found = [
             root
             for root in self._seals.listed()
             if root == relative or root.startswith(below) or relative.startswith(root + b"/")
         ]
+        if depth_of(relative) >= PROJECT_DEPTH:
+            return found
+        projects = {b"/".join(root.split(b"/")[:PROJECT_DEPTH]) for root in found}
+        private = tuple(path + b"/" for path in projects if self._privacy.is_private(path))
+        return [root for root in found if not (root + b"/").startswith(private)]
 
     def _gather(self, relative: bytes, fd: int, *, with_entries: bool) -> Facts:
         found = os.fstat(fd)
@@ -138,9 +151,11 @@ class Gatherer:
             hashes = self._hashes(relative, seals)
             deep = depth >= SESSION_DEPTH
             walk = _entries(fd, hashes, deep=deep)
+            if depth == PROJECT_DEPTH - 1:
+                walk = (entry for entry in walk if not self._is_private(relative, entry))
             entries = tuple(sorted(itertools.islice(walk, ENTRIES_LIMIT), key=_path_of_entry))
             left_out = sum(1 for _ in itertools.islice(walk, COUNTED_LIMIT))
-        metadata = self._metadata(relative) if depth >= SESSION_DEPTH else {}
+        metadata = self._metadata(relative, found) if depth >= SESSION_DEPTH else {}
         self._ask_for(relative, entries, metadata)
         config = self._config(problems)
         times = [found.st_mtime_ns, *self._record_times(relative)]
@@ -162,6 +177,11 @@ class Gatherer:
             metadata=metadata,
             links=config.links,
             publisher=config.landing.publisher,
+        )
+
+    def _is_private(self, area: bytes, entry: Entry) -> bool:
+        return entry.kind == "directory" and self._privacy.is_private(
+            area + b"/" + os.fsencode(entry.path)
         )
 
     def _ask_for(
@@ -255,31 +275,74 @@ class Gatherer:
                         hashes[os.fsdecode(inside)] = digest
         return hashes
 
-    def _metadata(self, relative: bytes) -> Mapping[str, FileMetadata]:
+    def _metadata(self, relative: bytes, above: os.stat_result) -> Mapping[str, FileMetadata]:
         session = session_of(relative)
         assert session is not None
         with _opened(self._store.root_fd, session) as fd:
             known = cache.load(fd)
         inside = os.fsdecode(relative[len(session) + 1 :])
-        return _Below(known, inside + "/") if inside else known
+        return _Below(known, inside + "/" if inside else "", self._store.root_fd, relative, above)
 
 
 class _Below(Mapping[str, FileMetadata]):
-    """Of what is known by path, that below one directory, by the path from there."""
+    """Of what is known by path, that below one directory, by the path from there.
 
-    def __init__(self, known: Mapping[str, FileMetadata], prefix: str) -> None:
+    Only of files that are for whoever may read the directory.
+    """
+
+    def __init__(
+        self,
+        known: Mapping[str, FileMetadata],
+        prefix: str,
+        root_fd: int,
+        relative: bytes,
+        above: os.stat_result,
+    ) -> None:
         self._known = known
         self._prefix = prefix
+        self._root_fd = root_fd
+        self._relative = relative
+        self._above = above
 
     def __getitem__(self, path: str) -> FileMetadata:
+        if not self._is_for_the_same(path):
+            raise KeyError(path)
         return self._known[self._prefix + path]
 
     def __iter__(self) -> Iterator[str]:
         prefix = self._prefix
-        return (path[len(prefix) :] for path in self._known if path.startswith(prefix))
+        found = (path[len(prefix) :] for path in self._known if path.startswith(prefix))
+        return (path for path in found if self._is_for_the_same(path))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def _is_for_the_same(self, path: str) -> bool:
+        here = self._relative
+        for name in os.fsencode(path).split(b"/"):
+            here += b"/" + name
+            try:
+                found = os.stat(here, dir_fd=self._root_fd, follow_symlinks=False)
+            except OSError:
+                return False
+            if _is_for_fewer(found, self._above):
+                return False
+        return True
+
+
+def _is_for_fewer(found: os.stat_result, above: os.stat_result) -> bool:
+    """Whether fewer people may read something than may read the directory that is spoken of.
+
+    By the modes, in which a mask stands for the group where there is an ACL: in doubt, fewer.
+    """
+    wanted = 5 if stat.S_ISDIR(found.st_mode) else 4
+    others = found.st_mode & wanted == wanted
+    if above.st_mode & 0o004:
+        return not others
+    group = found.st_gid == above.st_gid and found.st_mode >> 3 & wanted == wanted
+    if above.st_mode & 0o040 or found.st_uid != above.st_uid:
+        return not (group or others)
+    return False
 
 
 class _opened:
@@ -296,22 +359,27 @@ class _opened:
 
 
 def _entries(fd: int, hashes: Mapping[str, str], *, deep: bool) -> Iterator[Entry]:
-    for path, _names, files, here in os.fwalk(b".", dir_fd=fd):
-        _names[:] = sorted(name for name in _names if not is_own_name(name))
+    above = os.fstat(fd)
+    for path, directories, files, here in os.fwalk(b".", dir_fd=fd):
+        directories[:] = sorted(name for name in directories if not is_own_name(name))
         prefix = path[2:] + b"/" if path != b"." else b""
-        for name in itertools.chain(_names, files):
+        closed = []
+        for name in itertools.chain(directories, files):
             if is_own_name(name):
                 continue
             try:
                 found = os.stat(name, dir_fd=here, follow_symlinks=False)
             except FileNotFoundError:
                 continue
+            if stat.S_ISDIR(found.st_mode) and _is_for_fewer(found, above):
+                closed.append(name)
             shown = os.fsdecode(prefix + name)
             yield Entry(
                 shown, _kind(found.st_mode), found.st_size, found.st_mtime_ns, hashes.get(shown)
             )
         if not deep:
             return
+        directories[:] = [name for name in directories if name not in closed]
 
 
 def _kind(mode: int) -> Any:

@@ -54,13 +54,23 @@ class Privacy:
     def _may_be_private(found: os.stat_result) -> bool:
         return stat.S_ISDIR(found.st_mode) and not found.st_mode & OTHERS
 
-    def _is_for(self, area_fd: int, name: bytes, found: os.stat_result, caller: Caller) -> bool:
-        if caller.uid == 0:
-            return True
+    def is_private(self, path: bytes) -> bool:
+        """Whether a project (``area/project``) is not for everybody to know."""
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=area_fd)
-        except OSError:
+            found = os.stat(path, dir_fd=self._store.root_fd, follow_symlinks=False)
+        except FileNotFoundError:
             return False
+        if not self._may_be_private(found):
+            return False
+        return self._look(self._store.root_fd, path)[0]
+
+    @staticmethod
+    def _look(dir_fd: int, name: bytes) -> tuple[bool, bytes | None]:
+        """Whether a project's record says that it is private, or can't be read; and its ACL."""
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+        except OSError:
+            return True, None
         try:
             project, problem = read_project(fd)
             acl = None
@@ -68,9 +78,13 @@ class Privacy:
                 acl = os.getxattr(fd, ACCESS_ACL)
         finally:
             os.close(fd)
-        is_private = problem is not None or (
-            project is not None and project.visibility == "private"
-        )
+        is_private = project is not None and project.visibility == "private"
+        return is_private or problem is not None, acl
+
+    def _is_for(self, area_fd: int, name: bytes, found: os.stat_result, caller: Caller) -> bool:
+        if caller.uid == 0:
+            return True
+        is_private, acl = self._look(area_fd, name)
         if not is_private:
             return True
         wanted = access.READ | access.SEARCH

@@ -83,8 +83,8 @@ class Shown:
         self.work = work
         self.listed = listed
         self.table = Table(table)
-        self.gatherer = Gatherer(tree.store, tree.seals, missing)
         self.privacy = Privacy(tree.store)
+        self.gatherer = Gatherer(tree.store, tree.seals, self.privacy, missing)
         self.sessions = Sessions(tree.store)
         self.at_root = {
             name: key

@@ -433,7 +433,7 @@ def test_history_can_be_followed(here: Path, mount: Mount) -> None:
 @pytest.fixture
 def private(store: Path) -> Path:
     """A private project of Alice's beside the other one."""
-    project = store / "area/hidden"
+    project = store / "area/umbra"
     (project / "secret/raw").mkdir(parents=True)
     (project / "secret/raw/scan.raw").write_bytes(b"secret")
     record(
@@ -449,7 +449,7 @@ def private(store: Path) -> Path:
         title="Not to be known",
         owner={"name": "Alice", "user": "alice"},
         date="2026-07-02",
-        metadata={"sample": {"value": "hidden-sample"}},
+        metadata={"sample": {"value": "umbra-sample"}},
     )
     for path in [project, *project.rglob("*")]:
         os.chown(path, ALICE.uid, ALICE.gid)
@@ -472,27 +472,60 @@ def test_strangers_do_not_meet_a_private_project(mount: Mount) -> None:
         return names_below(mount.root)
 
     hers, others = as_user(ALICE, look), as_user(BOB, look)
-    assert {"hidden", "secret"} <= hers
-    hidden = {name for name in others if "hidden" in name or "secret" in name}
+    assert {"umbra", "secret"} <= hers
+    hidden = {name for name in others if "umbra" in name or "secret" in name}
     assert hidden == set()
     assert "project" in others
 
     def enter() -> None:
-        for path in ("area/hidden/secret", "area/hidden/.modama/README.md",
-                     "landing/area/hidden/README.md", "landing/area/hidden/secret",
-                     "views/area/hidden/latest"):  # fmt: skip
+        for path in ("area/umbra/secret", "area/umbra/.modama/README.md",
+                     "landing/area/umbra/README.md", "landing/area/umbra/secret",
+                     "views/area/umbra/latest"):  # fmt: skip
             with pytest.raises(PermissionError):
                 os.stat(mount.root / path, follow_symlinks=False)
-        for path in ("area/hidden", "landing/area/hidden", "views/area/hidden"):
+        for path in ("area/umbra", "landing/area/umbra", "views/area/umbra"):
             with pytest.raises(PermissionError):
                 os.listdir(mount.root / path)
 
     as_user(BOB, enter)
 
 
+def texts(directory: Path) -> str:
+    """Everything that can be read below a directory."""
+    found = []
+    for path in everything(directory):
+        try:
+            found.append(path.read_bytes().decode(errors="replace"))
+        except PermissionError:
+            continue
+    return "\n".join(found)
+
+
+@pytest.mark.usefixtures("private")
+def test_no_page_tells_of_a_private_project(mount: Mount) -> None:
+    assert modamafs("seal", mount.root / "area/umbra/secret/raw").returncode == 0
+    for place in (".modama", "area/.modama", "landing", "landing/area", "views"):
+        for user in (BOB, ALICE):  # what is said of an area is the same for everybody
+            if user is ALICE and not place.endswith(".modama"):
+                continue
+            read = as_user(user, texts, mount.root / place)
+            for word in ("umbra", "secret", "Unpublished", "Not to be known"):
+                assert word not in read, (place, word)
+    assert "Not to be known" in as_user(ALICE, texts, mount.root / "area/umbra/secret/.modama")
+
+
+def test_a_page_tells_no_more_than_everybody_may_know_who_reads_it(here: Path, store: Path) -> None:
+    (store / RAW / "closed").mkdir()
+    (store / RAW / "closed/confidential.raw").write_bytes(b"1")
+    (store / RAW / "closed").chmod(0o700)
+    read = as_user(BOB, texts, here)
+    assert "frames/1.raw" in read
+    assert "confidential" not in read
+
+
 @pytest.mark.usefixtures("private")
 def test_members_work_while_others_probe(mount: Mount) -> None:
-    places = ("area/hidden", "landing/area/hidden/secret", "views/area/hidden/by-owner",
+    places = ("area/umbra", "landing/area/umbra/secret", "views/area/umbra/by-owner",
               "views/all/by-owner/alice")  # fmt: skip
     for place in places:
         with subprocess.Popen(
@@ -515,8 +548,8 @@ def test_members_work_while_others_probe(mount: Mount) -> None:
 @pytest.mark.usefixtures("private")
 def test_opened_directories_are_listed_for_who_opened_them(mount: Mount) -> None:
     for _ in range(3):
-        assert "hidden" in as_user(ALICE, lambda: os.listdir(mount.root / "area"))
-        assert "hidden" not in as_user(BOB, lambda: os.listdir(mount.root / "area"))
+        assert "umbra" in as_user(ALICE, lambda: os.listdir(mount.root / "area"))
+        assert "umbra" not in as_user(BOB, lambda: os.listdir(mount.root / "area"))
 
 
 # ---- views ---------------------------------------------------------------------------------------
