@@ -53,6 +53,63 @@ def may_unseal(caller: Caller, stewards_gid: int | None) -> None:
         )
 
 
+def may_create_project(caller: Caller, stewards_gid: int | None, *, can_write: bool) -> None:
+    """Return if the caller may make a project: a steward, root, and who can write to the area.
+
+    NotPermitted (EPERM).
+    """
+    if not (can_write or is_steward(caller, stewards_gid)):
+        raise NotPermitted(
+            "only who can write to the area's directory, a steward or root makes projects in it"
+        )
+
+
+def may_create_session(
+    caller: Caller,
+    people: Collection[int],
+    group_gid: int | None,
+    stewards_gid: int | None,
+) -> None:
+    """Return if the caller may make a session in a project.
+
+    ``people``: the user ids of the project's owner and members; ``group_gid``: its group, None
+    for none. Stewards and root may, too. NotPermitted (EPERM).
+    """
+    if not (
+        caller.uid in people
+        or (group_gid is not None and group_gid in (caller.gid, *caller.groups))
+        or is_steward(caller, stewards_gid)
+    ):
+        raise NotPermitted("only the project's owner and members, a steward or root can do that")
+
+
+def may_describe(caller: Caller, owners: Collection[int], stewards_gid: int | None) -> None:
+    """Return if the caller may change a record: its owner, a steward or root.
+
+    NotPermitted (EPERM).
+    """
+    if caller.uid not in owners and not is_steward(caller, stewards_gid):
+        raise NotPermitted("only its owner, a steward or root can change that")
+
+
+def may_give(caller: Caller, uid: int, givers: Collection[int], stewards_gid: int | None) -> None:
+    """Return if the caller may make ``uid`` the owner: of what is their own, or as a steward.
+
+    ``givers``: who may give to others, besides stewards and root. NotPermitted (EPERM).
+    """
+    if uid != caller.uid and caller.uid not in givers and not is_steward(caller, stewards_gid):
+        raise NotPermitted("only a steward or root makes somebody else the owner")
+
+
+def may_use_group(caller: Caller, gid: int, stewards_gid: int | None) -> None:
+    """Return if the caller may give a directory to a group: one of their own, or as a steward.
+
+    NotPermitted (EPERM).
+    """
+    if gid not in (caller.gid, *caller.groups) and not is_steward(caller, stewards_gid):
+        raise NotPermitted("you are not in that group: choose one of yours, or ask a steward")
+
+
 def is_steward(caller: Caller, stewards_gid: int | None) -> bool:
     """Whether the caller is root or belongs to the stewards' group."""
     return caller.uid == 0 or stewards_gid in (caller.gid, *caller.groups)
