@@ -73,7 +73,10 @@ def test_each_setting_of_the_configuration() -> None:
     text = section("FILES")
     for name in config.Config.__struct_fields__:
         assert rf"\[{name}\]" in text
-    for structure in (config.MountSection, config.StewardsSection):
+    sections = (
+        config.MountSection, config.StewardsSection, config.LandingSection, config.ViewsSection
+    )  # fmt: skip
+    for structure in sections:
         for key in structure.__struct_fields__:
             assert f"**{key}**" in text, key
 
