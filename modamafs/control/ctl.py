@@ -50,7 +50,7 @@ def text_of(data: bytes) -> str:
         raise InvalidRequest(f"that is no text; {USAGE}") from None
 
 
-def is_whole(data: bytes) -> bool:
+def is_line(data: bytes) -> bool:
     """Whether a line has come to its end; without one, closing the file ends it."""
     try:
         return text_of(data).endswith("\n")
@@ -65,7 +65,6 @@ class Ctl:
         self._jobs = jobs
         self._nursery = nursery
         self._read_only = read_only
-        self._pieces: dict[tuple[bytes, Caller], bytearray] = {}
         self._answers: dict[bytes, str] = {}
 
     def progress(self, path: bytes) -> bytes:
@@ -81,25 +80,22 @@ class Ctl:
 
     def answer(self, path: bytes) -> bytes:
         """How to use ``ctl``, and, last, what came of what was written."""
-        last = self._answers.get(path, "nothing was written since this mount was started")
+        last = self._answers.get(path, "nothing was written yet")
         return f"# {USAGE}; 'seal/state' and 'seal/progress' tell more\n{last}\n".encode()
 
-    async def write(self, target: bytes, data: bytes, caller: Caller, *, last: bool) -> None:
-        """Take a piece of a command, and carry it out once it is whole.
+    def is_whole(self, data: bytes) -> bool:
+        """Whether what was written so far is a command, or too much to be one."""
+        return len(data) > LONGEST_BYTES or is_line(data)
+
+    async def run(self, target: bytes, data: bytes, caller: Caller) -> None:
+        """Carry out what was written.
 
         Returns once the gate is shut, for work that may take hours. Raises TooLong (EFBIG),
         InvalidRequest (EINVAL), Busy (EBUSY, with the writers), or whatever it is refused with;
         that is the last line of ``answer``, too.
         """
-        pieces = self._pieces.setdefault((target, caller), bytearray())
-        pieces += data
-        if len(pieces) <= LONGEST_BYTES and not last and not is_whole(bytes(pieces)):
-            return
-        del self._pieces[target, caller]
-        if not pieces:
-            return
         try:
-            await self._carry_out(target, bytes(pieces), caller)
+            await self._carry_out(target, data, caller)
         except (ModamaError, OSError) as error:
             said = error.message if isinstance(error, ModamaError) else error.strerror
             self._answers[target] = f"error: {said}"
@@ -121,7 +117,7 @@ class Ctl:
         ended = trio.Event()
         failure: list[Exception] = []
         order = {**command, "path": _text(target), "by": by}
-        self._nursery.start_soon(self._run, order, target, ended, failure)
+        self._nursery.start_soon(self._work, order, target, ended, failure)
         while not ended.is_set() and not self._is_shut(order):
             await trio.sleep(LOOK_EVERY_S)
         if failure:
@@ -135,7 +131,7 @@ class Ctl:
         waiting = step == "waiting for writers"
         return step not in BEFORE_THE_WALLS and (not waiting or order["wait_s"] is None)
 
-    async def _run(
+    async def _work(
         self, order: dict[str, Any], target: bytes, ended: trio.Event, failure: list[Exception]
     ) -> None:
         """The whole work, however long; what comes of it later is in ``answer``."""

@@ -7,8 +7,11 @@ they are written whole or not at all, but not synced; what can't be understood c
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
+import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from typing import cast
@@ -18,10 +21,12 @@ from blake3 import blake3
 
 from modamafs.catalog import FileMetadata
 from modamafs.model import RECORDS
-from modamafs.store.records import NEW, RECORD_MODE, open_records
+from modamafs.store.records import NEW, RECORD_MODE, encode, open_records
 
 METADATA = b"metadata"
 SUFFIX = b".json"
+ABANDONED_S = 3600.0
+"""After which what was never finished is removed."""
 LARGEST_RECORD_BYTES = 1 << 20
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -85,7 +90,8 @@ def write(session_fd: int, found: FileMetadata) -> None:
     fd = open_records(session_fd, RECORDS, METADATA)
     try:
         name = name_of(found.path)
-        temporary = name + NEW
+        # Several mounts of one store, and several processes, may be at it.
+        temporary = name + b".%d.%d" % (os.getpid(), threading.get_ident()) + NEW
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             with open(os.open(temporary, flags, RECORD_MODE, dir_fd=fd), "wb") as file:
@@ -116,6 +122,8 @@ def prune(session_fd: int) -> int:
             return 0
         for name in os.listdir(fd):
             raw = os.fsencode(name)
+            if raw.endswith(NEW) and not _is_old(fd, raw):  # somebody is writing it
+                continue
             known = _read(fd, raw) if raw.endswith(SUFFIX) else None
             if known is None or name_of(known.path) != raw or not _is_file(session_fd, known.path):
                 with contextlib.suppress(FileNotFoundError, IsADirectoryError):
@@ -124,17 +132,20 @@ def prune(session_fd: int) -> int:
     return count
 
 
+def _is_old(dir_fd: int, name: bytes) -> bool:
+    try:
+        return time.time() - os.stat(name, dir_fd=dir_fd).st_mtime > ABANDONED_S
+    except OSError:
+        return False
+
+
 def _encode(found: FileMetadata) -> bytes:
     """As JSON; what is not UTF-8 in a path is escaped (``\\udcff``), as in all records."""
-    from modamafs.store.records import encode
-
     record = msgspec.to_builtins(found)
     return encode({key: value for key, value in record.items() if value is not None})
 
 
 def _read(dir_fd: int, name: bytes) -> FileMetadata | None:
-    import json
-
     try:
         fd = os.open(name, _FILE, dir_fd=dir_fd)
     except OSError:

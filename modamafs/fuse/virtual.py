@@ -35,8 +35,11 @@ NO_DEVICE = 0
 class Commands(Protocol):
     """Who carries out what is written to ``ctl``; see ``control/ctl.py``."""
 
-    async def write(self, target: bytes, data: bytes, caller: Caller, *, last: bool) -> None:
-        """Take a piece; with ``last`` there is no more. Raises what it was refused with."""
+    def is_whole(self, data: bytes) -> bool:
+        """Whether that is a command already, so that nobody has to wait for the file's closing."""
+
+    async def run(self, target: bytes, data: bytes, caller: Caller) -> None:
+        """Carry it out. Raises what it is refused with."""
 
 
 class Virtual:
@@ -50,7 +53,8 @@ class Virtual:
         self._run = in_thread
         self._one = trio.CapacityLimiter(1)
         self._commands = commands
-        self._written: dict[int, tuple[bytes, Caller]] = {}
+        self._written: dict[int, tuple[bytearray, Caller]] = {}
+        """What was written to a handle and is no whole command yet, and by whom."""
 
     async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run what is about virtual nodes elsewhere, after what else is."""
@@ -212,18 +216,19 @@ class Virtual:
         return handle.content[offset : offset + size_bytes]
 
     async def write(self, handle: Handle, data: bytes, caller: Caller) -> int:
-        """A piece of a command."""
-        target = await self._target(handle)
-        self._written[handle.fh] = target, caller
-        await self._commands.write(target, data, caller, last=False)
+        """A command, or a piece of one."""
+        written, _ = self._written.setdefault(handle.fh, (bytearray(), caller))
+        written += data
+        if self._commands.is_whole(bytes(written)):
+            await self.flush(handle)
         return len(data)
 
     async def flush(self, handle: Handle) -> None:
         """A descriptor was closed: whatever was written is a whole command."""
         written = self._written.pop(handle.fh, None)
         if written is not None:
-            target, caller = written
-            await self._commands.write(target, b"", caller, last=True)
+            data, caller = written
+            await self._commands.run(await self._target(handle), bytes(data), caller)
 
     async def _target(self, handle: Handle) -> bytes:
         found = await self.in_thread(self.shown.node, handle.ino, Caller(handle.uid, handle.gid))

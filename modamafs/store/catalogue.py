@@ -278,7 +278,7 @@ def locked(dir_fd: int, shown: str) -> Iterator[None]:
 
 def projects(store: Store) -> Iterator[ProjectEntry]:
     """Every directory of an area, sorted by path; those whose name begins with a dot are none."""
-    for area in _directories(store.root_fd, b"."):
+    for area in directories(store.root_fd, b"."):
         for path, fd in _opened(store, area):
             attributes = os.fstat(fd)
             record, problem = read_project(fd)
@@ -305,7 +305,7 @@ def _opened(store: Store, above: bytes) -> Iterator[tuple[bytes, int]]:
     except OSError:
         return
     try:
-        for name in _directories(above_fd, b"."):
+        for name in directories(above_fd, b"."):
             try:
                 fd = os.open(name, _PATH, dir_fd=above_fd)
             except OSError:  # gone meanwhile
@@ -330,7 +330,8 @@ def _open_path(root_fd: int, path: bytes) -> int:
     return fd
 
 
-def _directories(dir_fd: int, path: bytes) -> list[bytes]:
+def directories(dir_fd: int, path: bytes) -> list[bytes]:
+    """The names in a directory that may be an area, a project or a session, sorted."""
     try:
         fd = os.open(path, _DIRECTORY, dir_fd=dir_fd)
     except OSError:

@@ -12,13 +12,13 @@ import errno
 import logging
 import os
 import stat
-import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 from modamafs.errors import ModamaError, NotOnThisVolume, Reserved, StaleHandle
 from modamafs.model import RECORDS, ROOT, TEMPORARY, Attributes, Caller, Operation, is_own_name
+from modamafs.policy.access import READ, SEARCH, masked
 from modamafs.policy.decide import decide
 from modamafs.store import backing, history
 from modamafs.store.backing import Store
@@ -815,7 +815,7 @@ class Tree:
             return None
         value = self._volume.getxattr(self.inodes.ino(node), name)
         if value is not None and name in (ACCESS_ACL, NT_ACL) and self._is_shown_sealed(node):
-            return without_write_bits(value) if name == ACCESS_ACL else None
+            return masked(value, READ | SEARCH) if name == ACCESS_ACL else None
         return value
 
     def listxattr(self, node: int, *, privileged: bool) -> list[bytes]:
@@ -904,15 +904,6 @@ def is_own_path(path: bytes) -> bool:
 
 def _no() -> bool:
     return False
-
-
-def without_write_bits(acl: bytes) -> bytes:
-    """An ACL (``posix_acl_xattr_header``, acl(5)) with nobody's permission to write."""
-    changed = bytearray(acl)
-    for at in range(4, len(acl) - 7, 8):
-        tag, permissions, who = struct.unpack_from("<HHI", acl, at)
-        struct.pack_into("<HHI", changed, at, tag, permissions & ~2, who)
-    return bytes(changed)
 
 
 def is_reserved_xattr(name: bytes) -> bool:

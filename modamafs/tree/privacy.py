@@ -8,9 +8,11 @@ ENOENT would take the directory away under those who work in it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pwd
 import stat
+from collections.abc import Callable
 
 from modamafs.model import Caller
 from modamafs.policy import access
@@ -36,10 +38,14 @@ class Privacy:
             return False
         return not self._may_be_private(found) or self._is_for(area_fd, name, found, caller)
 
-    def is_session_shown(self, session: SessionFacts, caller: Caller) -> bool:
-        """Whether a session lies in a project that is the caller's."""
-        project = os.fsencode(f"{session.area}/{session.project_name}")
-        return self.is_shown(self._store.root_fd, project, caller)
+    def shown_to(self, caller: Caller) -> Callable[[SessionFacts], bool]:
+        """Whether a session lies in a project that is listed for the caller; for use at once."""
+
+        @functools.cache
+        def is_project_shown(project: str) -> bool:
+            return self.is_shown(self._store.root_fd, os.fsencode(project), caller)
+
+        return lambda session: is_project_shown(f"{session.area}/{session.project_name}")
 
     def has_private(self, area_fd: int) -> bool:
         """Whether the listing of an area depends on who asks."""

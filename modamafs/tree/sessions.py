@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from modamafs.catalog import Project
 from modamafs.model import RECORDS
 from modamafs.store.backing import Store
-from modamafs.store.catalogue import read_project, read_session
+from modamafs.store.catalogue import directories, read_project, read_session
 from modamafs.views import SessionFacts
 
 BELIEVED_S = 1.0
@@ -46,8 +46,8 @@ class Sessions:
 
     def _look(self) -> Iterator[tuple[tuple[int, ...], SessionFacts]]:
         root = self._store.root_fd
-        for area in _directories(root, b"."):
-            for name in _directories(root, area):
+        for area in directories(root, b"."):
+            for name in directories(root, area):
                 path = area + b"/" + name
                 try:
                     fd = os.open(path, _DIRECTORY, dir_fd=root)
@@ -56,7 +56,7 @@ class Sessions:
                 try:
                     project, _ = read_project(fd)
                     changed = _changed(fd, RECORDS + b"/project.json")
-                    for session in _directories(fd, b"."):
+                    for session in directories(fd, b"."):
                         yield self._session(fd, path, session, project, changed)
                 finally:
                     os.close(fd)
@@ -100,22 +100,6 @@ class Sessions:
             mtime_ns=found.st_mtime_ns,
             sealed=sealed,
         )
-
-
-def _directories(dir_fd: int, path: bytes) -> list[bytes]:
-    try:
-        fd = os.open(path, _DIRECTORY, dir_fd=dir_fd)
-    except OSError:
-        return []
-    try:
-        with os.scandir(fd) as entries:
-            return sorted(
-                os.fsencode(entry.name)
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)
-            )
-    finally:
-        os.close(fd)
 
 
 def _changed(dir_fd: int, path: bytes) -> int:

@@ -171,12 +171,6 @@ class Shown:
             self.table.keep(found.key)
         return found
 
-    def is_for(self, session: views.SessionFacts, caller: Caller) -> bool:
-        """Whether a session is listed for the caller; in a view of one owner, all are."""
-        if not self.tree.owners_are_shown:
-            return True
-        return self.privacy.is_session_shown(session, caller)
-
     def acl(self, node: int, caller: Caller) -> bytes | None:
         """The ACL of a virtual node: as its directory's on the store, without writing."""
         found = self.node(node, caller)
@@ -186,7 +180,8 @@ class Shown:
         value = self.tree.getxattr(key.ino, ACCESS_ACL)
         if value is None:
             return None
-        return access.masked(value, 5 if hasattr(found, "child") else 4)
+        readers = access.READ | access.SEARCH if hasattr(found, "child") else access.READ
+        return access.masked(value, readers)
 
 
 # ---- landing directories -------------------------------------------------------------------------
@@ -486,8 +481,12 @@ class ViewsDirectory:
     def _sessions(self, caller: Caller | None) -> Iterator[views.SessionFacts]:
         """Those that this mount shows, by their paths in it."""
         scope = self._shown.tree.scope
+        # Where everything belongs to one user, there are no strangers.
+        is_shown = None
+        if caller is not None and self._shown.tree.owners_are_shown:
+            is_shown = self._shown.privacy.shown_to(caller)
         for session in self._shown.sessions.all():
-            if caller is not None and not self._shown.is_for(session, caller):
+            if is_shown is not None and not is_shown(session):
                 continue
             if scope.is_whole:
                 yield session
