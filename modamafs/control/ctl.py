@@ -125,6 +125,8 @@ class Ctl:
 
     def _is_shut(self, order: dict[str, Any]) -> bool:
         known = self._jobs.progress(order["path"]) or {}
+        if known.get("verb") != order["verb"]:
+            return False
         step = known.get("step", "")
         if order["verb"] == "verify":
             return bool(step)

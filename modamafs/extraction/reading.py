@@ -137,23 +137,24 @@ class ReaderProcess:
         if self._process is None:
             self._start()
         self._left -= 1
-        if self._directory is None or self._control is None:
+        directory, control = self._directory, self._control  # ``close`` may take them away
+        if directory is None or control is None:
             raise ConnectionError("it was ended")
         request = Request(
-            directory=str(self._directory),
+            directory=str(directory),
             name=os.fsdecode(names[0]),
             wall_s=self.limits.wall_s,
             cpu_s=self.limits.cpu_s,
             memory_bytes=self.limits.memory_bytes,
         )
         line = json.dumps(msgspec.to_builtins(request)).encode() + b"\n"
-        links = [os.path.join(os.fsencode(self._directory), name) for name in names]
+        links = [os.path.join(os.fsencode(directory), name) for name in names]
         try:
             for number, link in enumerate(links):
                 os.symlink(b"/proc/self/fd/%d" % (FIRST_FILE_FD + number), link)
-            self._control.settimeout(MARGIN_S)
-            sent = socket.send_fds(self._control, [line], fds)
-            self._control.sendall(line[sent:])
+            control.settimeout(MARGIN_S)
+            sent = socket.send_fds(control, [line], fds)
+            control.sendall(line[sent:])
             said = self._line(self.limits.wall_s + MARGIN_S)
         except OSError as error:
             if isinstance(error, TimeoutError | ConnectionError):

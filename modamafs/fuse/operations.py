@@ -349,7 +349,9 @@ class Operations(pyfuse3.Operations):
     @handler
     def release(self, fh: int) -> None:
         handle = self.tree.handles.find(fh)  # None: a release that is sent again
-        if handle is not None:
+        if handle is not None and is_virtual(handle.ino):
+            self._virtual.release(handle)
+        elif handle is not None:
             self._recorded.closed(handle)
         fd = self.tree.release(fh)
         if fd is not None:
@@ -403,9 +405,13 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def opendir(self, inode: int, ctx: RequestContext) -> int:
+        caller = caller_of(ctx)
         if is_virtual(inode):
-            return self._virtual.opendir(inode, caller_of(ctx)).fh
-        handle = self.tree.opendir(inode, caller_of(ctx))
+            handle = self._virtual.opendir(inode, caller)
+            handle.caller = caller
+            return handle.fh
+        handle = self.tree.opendir(inode, caller)
+        handle.caller = caller
         if self._scheduler is not None and not self._virtual.depends_on_caller(handle):
             flags = FOPEN_CACHE_DIR
             if self._was_just_listed(inode):
@@ -441,12 +447,13 @@ class Operations(pyfuse3.Operations):
     def _entries(self, fh: int, offset: int, caller: Caller | None) -> tuple[Handle, list[Entry]]:
         """Entries from a position on; ``handle.position`` is the first to give."""
         handle = self.tree.handles.get(fh)
-        caller = caller or Caller(handle.uid, handle.gid)
+        caller = caller or handle.caller or Caller(handle.uid, handle.gid)
         if is_virtual(handle.ino):
             return handle, self._virtual.readdir(handle, offset, caller)
+        filtered = self._virtual.depends_on_caller(handle)
         while not is_ours(offset):
             handle, entries = self.tree.readdir(fh, offset, SCAN_BYTES)
-            if self._virtual.depends_on_caller(handle) and handle.position < len(entries):
+            if filtered and handle.position < len(entries):
                 offset = entries[-1][1]
                 entries = self._virtual.seen(handle, caller)
             elif not entries:

@@ -28,6 +28,9 @@ InThread = Callable[..., Awaitable[Any]]
 LISTED_AFTER = 1 << 62
 """Positions in the listing of the mount's root from here on are ours; the store's are below, or
 are hashes of 63 bits, none of which is likely to be one of the next two."""
+WRITES = 1 << 30
+"""Among the flags of a handle: ``ctl`` was opened to be written to. Not O_WRONLY, for nothing of
+the store is."""
 NO_DEVICE = 0
 """Entries on another device than the store's are only named to the kernel."""
 
@@ -53,6 +56,8 @@ class Virtual:
         self._run = in_thread
         self._one = trio.CapacityLimiter(1)
         self._commands = commands
+        self._opened: set[int] = set()
+        """Handles of ``ctl`` that were opened with this worker."""
         self._written: dict[int, tuple[bytearray, Caller]] = {}
         """What was written to a handle and is no whole command yet, and by whom."""
 
@@ -174,7 +179,10 @@ class Virtual:
         if recalled is not None:
             return recalled
 
-        handle = self._handles.add(node, flags & ~os.O_ACCMODE, caller)
+        is_writer = flags & os.O_ACCMODE != os.O_RDONLY
+        kept_flags = flags & ~os.O_ACCMODE | (WRITES if is_writer else 0)
+        handle = self._handles.add(node, kept_flags, caller)
+        self._opened.add(handle.fh)
 
         def open_() -> None:
             found = self.shown.node(node, caller)
@@ -226,9 +234,18 @@ class Virtual:
     async def flush(self, handle: Handle) -> None:
         """A descriptor was closed: whatever was written is a whole command."""
         written = self._written.pop(handle.fh, None)
+        if written is None and handle.flags & WRITES and handle.fh not in self._opened:
+            # What an earlier worker was given, and whether it has done that, nobody knows.
+            handle.flags &= ~WRITES
+            raise OSError(errno.EIO, "the daemon was replaced meanwhile: see what 'ctl' says")
         if written is not None:
             data, caller = written
             await self._commands.run(await self._target(handle), bytes(data), caller)
+
+    def release(self, handle: Handle) -> None:
+        """The last descriptor is closed, after its ``flush``."""
+        self._opened.discard(handle.fh)
+        self._written.pop(handle.fh, None)
 
     async def _target(self, handle: Handle) -> bytes:
         found = await self.in_thread(self.shown.node, handle.ino, Caller(handle.uid, handle.gid))

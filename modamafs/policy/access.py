@@ -12,6 +12,7 @@ from modamafs.model import Caller
 READ, WRITE, SEARCH = 4, 2, 1
 
 _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_NOBODY = 0xFFFFFFFF
 _ENTRY = struct.Struct("<HHI")
 
 
@@ -44,10 +45,20 @@ def may(wanted: int, caller: Caller, mode: int, uid: int, gid: int, acl: bytes |
     return others & wanted == wanted
 
 
+def group_may(wanted: int, mode: int, acl: bytes | None) -> bool:
+    """Whether the owning group has all of the ``wanted`` permissions."""
+    entries = {
+        tag: permissions
+        for tag, permissions, who in _ENTRY.iter_unpack((acl or _from_mode(mode))[4:])
+        if who == _NOBODY
+    }
+    granted: int = entries[_GROUP_OBJ] & entries.get(_MASK, 7)
+    return granted & wanted == wanted
+
+
 def _from_mode(mode: int) -> bytes:
-    nobody = 0xFFFFFFFF
     return struct.pack("<I", 2) + b"".join(
-        _ENTRY.pack(tag, mode >> shift & 7, nobody)
+        _ENTRY.pack(tag, mode >> shift & 7, _NOBODY)
         for tag, shift in ((_USER_OBJ, 6), (_GROUP_OBJ, 3), (_OTHER, 0))
     )
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 NEW = b".new"
 RECORD_MODE = 0o644
+_STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 DIRECTORY_MODE = 0o755
 """Set after opening, too: the umask of the process is whoever's request is being handled."""
 
@@ -63,7 +65,7 @@ def new_record(dir_fd: int, name: bytes) -> Iterator[BinaryIO]:
 def read_record(dir_fd: int, name: bytes) -> dict[str, Any] | None:
     """A record; None where there is none. ValueError: it is no JSON object."""
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        fd = open_plain(dir_fd, name)
     except FileNotFoundError:
         return None
     with open(fd, "rb") as file:
@@ -71,6 +73,42 @@ def read_record(dir_fd: int, name: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         raise ValueError(f"{os.fsdecode(name)} is no JSON object")  # noqa: TRY004
     return record
+
+
+def open_plain(dir_fd: int, path: bytes) -> int:
+    """A descriptor of a regular file, for reading. No symbolic link is followed, at no step.
+
+    OSError: ELOOP, ENOTDIR; EINVAL for what is no regular file (a FIFO would wait for ever).
+    """
+    *above, name = path.split(b"/")
+    here = os.dup(dir_fd)
+    try:
+        for part in above:
+            below = os.open(part, _STEP, dir_fd=here)
+            os.close(here)
+            here = below
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+    finally:
+        os.close(here)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "no regular file")
+    return fd
+
+
+def names_in(dir_fd: int, *path: bytes) -> list[bytes]:
+    """The names in a directory below, sorted; none where it is missing, or lies behind a link."""
+    here = os.dup(dir_fd)
+    try:
+        for part in path:
+            below = os.open(part, os.O_RDONLY | _STEP & ~os.O_PATH, dir_fd=here)
+            os.close(here)
+            here = below
+        return sorted(os.fsencode(name) for name in os.listdir(here))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    finally:
+        os.close(here)
 
 
 def append_line(dir_fd: int, name: bytes, record: Mapping[str, Any]) -> None:

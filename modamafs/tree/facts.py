@@ -26,9 +26,10 @@ from modamafs.model import RECORDS, is_own_name
 from modamafs.sealing.manifest import parse_b3sum_line
 from modamafs.store.backing import Store
 from modamafs.store.catalogue import read_project, read_session
-from modamafs.store.records import read_record
+from modamafs.store.records import open_plain, read_record
 from modamafs.store.seals import SEALS, Seals
-from modamafs.tree.privacy import Privacy
+from modamafs.tree.privacy import Privacy, acl_of
+from modamafs.tree.scope import Scope
 
 KEPT = 256
 """How many directories' facts are kept."""
@@ -65,9 +66,15 @@ class Gatherer:
     """
 
     def __init__(
-        self, store: Store, seals: Seals, privacy: Privacy, missing: Told | None = None
+        self,
+        store: Store,
+        seals: Seals,
+        scope: Scope,
+        privacy: Privacy,
+        missing: Told | None = None,
     ) -> None:
         """``missing`` is told of files whose metadata are not known, or not right any more."""
+        self._scope = scope
         self._privacy = privacy
         self._missing = missing
         self._store = store
@@ -130,11 +137,19 @@ class Gatherer:
             for root in self._seals.listed()
             if root == relative or root.startswith(below) or relative.startswith(root + b"/")
         ]
-        if depth_of(relative) >= PROJECT_DEPTH:
-            return found
-        projects = {b"/".join(root.split(b"/")[:PROJECT_DEPTH]) for root in found}
-        private = tuple(path + b"/" for path in projects if self._privacy.is_private(path))
-        return [root for root in found if not (root + b"/").startswith(private)]
+        return [root for root in found if not root.startswith(below) or self._may_tell(root, below)]
+
+    def _may_tell(self, root: bytes, below: bytes) -> bool:
+        """Whether what lies at ``root`` is for all who may read the directory that is above it."""
+        if not self._scope.is_whole and self._scope.path_in_mount(root) is None:
+            return False
+        if depth_of(below.rstrip(b"/")) < PROJECT_DEPTH:
+            project = b"/".join(root.split(b"/")[:PROJECT_DEPTH])
+            if self._privacy.is_private(project):
+                return False
+        with _opened(self._store.root_fd, below) as fd:
+            reader = Readers(fd)
+        return reader.may_all_reach(self._store.root_fd, below.rstrip(b"/"), root[len(below) :])
 
     def _gather(self, relative: bytes, fd: int, *, with_entries: bool) -> Facts:
         found = os.fstat(fd)
@@ -151,11 +166,13 @@ class Gatherer:
             hashes = self._hashes(relative, seals)
             deep = depth >= SESSION_DEPTH
             walk = _entries(fd, hashes, deep=deep)
+            if not self._scope.is_whole and depth < PROJECT_DEPTH:
+                walk = (e for e in walk if self._scope.shows(fd, os.fsencode(e.path)))
             if depth == PROJECT_DEPTH - 1:
                 walk = (entry for entry in walk if not self._is_private(relative, entry))
             entries = tuple(sorted(itertools.islice(walk, ENTRIES_LIMIT), key=_path_of_entry))
             left_out = sum(1 for _ in itertools.islice(walk, COUNTED_LIMIT))
-        metadata = self._metadata(relative, found) if depth >= SESSION_DEPTH else {}
+        metadata = self._metadata(relative, fd) if depth >= SESSION_DEPTH else {}
         self._ask_for(relative, entries, metadata)
         config = self._config(problems)
         times = [found.st_mtime_ns, *self._record_times(relative)]
@@ -256,11 +273,8 @@ class Gatherer:
             root = os.path.normpath(os.path.join(relative, os.fsencode(seal.path)))
             parent, _, name = root.rpartition(b"/")
             try:
-                fd = os.open(
-                    parent + b"/.modama/seals/" + name + b".B3SUMS",
-                    os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                    dir_fd=self._store.root_fd,
-                )
+                manifest = parent + b"/.modama/seals/" + name + b".B3SUMS"
+                fd = open_plain(self._store.root_fd, manifest)
             except OSError:
                 continue
             with open(fd, "rb") as lines:
@@ -275,13 +289,14 @@ class Gatherer:
                         hashes[os.fsdecode(inside)] = digest
         return hashes
 
-    def _metadata(self, relative: bytes, above: os.stat_result) -> Mapping[str, FileMetadata]:
+    def _metadata(self, relative: bytes, here_fd: int) -> Mapping[str, FileMetadata]:
         session = session_of(relative)
         assert session is not None
         with _opened(self._store.root_fd, session) as fd:
             known = cache.load(fd)
         inside = os.fsdecode(relative[len(session) + 1 :])
-        return _Below(known, inside + "/" if inside else "", self._store.root_fd, relative, above)
+        prefix = inside + "/" if inside else ""
+        return _Below(known, prefix, self._store.root_fd, relative, Readers(here_fd))
 
 
 class _Below(Mapping[str, FileMetadata]):
@@ -296,13 +311,13 @@ class _Below(Mapping[str, FileMetadata]):
         prefix: str,
         root_fd: int,
         relative: bytes,
-        above: os.stat_result,
+        readers: Readers,
     ) -> None:
         self._known = known
         self._prefix = prefix
         self._root_fd = root_fd
         self._relative = relative
-        self._above = above
+        self._readers = readers
 
     def __getitem__(self, path: str) -> FileMetadata:
         if not self._is_for_the_same(path):
@@ -318,31 +333,62 @@ class _Below(Mapping[str, FileMetadata]):
         return sum(1 for _ in self)
 
     def _is_for_the_same(self, path: str) -> bool:
-        here = self._relative
-        for name in os.fsencode(path).split(b"/"):
-            here += b"/" + name
+        return self._readers.may_all_reach(self._root_fd, self._relative, os.fsencode(path))
+
+
+class Readers:
+    """Those who may read a directory, and so what is told of it; may all of them read something?
+
+    In doubt, no.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """Of an open directory."""
+        found = os.fstat(fd)
+        self._mode, self._uid, self._gid = found.st_mode, found.st_uid, found.st_gid
+        self._acl = acl_of(fd)
+
+    def may_all_read(self, found: os.stat_result, dir_fd: int, name: bytes) -> bool:
+        """Whether all may read a file, or list and enter a directory: by mode and ACL."""
+        wanted = 5 if stat.S_ISDIR(found.st_mode) else 4
+        if found.st_mode & wanted == wanted:
+            return True
+        if self._mode & 0o004:
+            return False
+        if self._acl is not None:  # others are named in there: they have to be in the other, too
+            same = (found.st_uid, found.st_gid) == (self._uid, self._gid)
+            return same and _acl_at(dir_fd, name) == self._acl
+        group = found.st_gid == self._gid and found.st_mode >> 3 & wanted == wanted
+        group = group and _acl_at(dir_fd, name) is None
+        if self._mode & 0o040 or found.st_uid != self._uid:
+            return group
+        return True
+
+    def may_all_reach(self, root_fd: int, above: bytes, path: bytes) -> bool:
+        """Whether all may read what lies at ``path`` below the directory ``above``."""
+        here = above
+        for name in path.split(b"/"):
+            place = here
+            here = here + b"/" + name if here else name
             try:
-                found = os.stat(here, dir_fd=self._root_fd, follow_symlinks=False)
+                found = os.stat(here, dir_fd=root_fd, follow_symlinks=False)
+                with _opened(root_fd, place) as fd:
+                    if not self.may_all_read(found, fd, name):
+                        return False
             except OSError:
-                return False
-            if _is_for_fewer(found, self._above):
                 return False
         return True
 
 
-def _is_for_fewer(found: os.stat_result, above: os.stat_result) -> bool:
-    """Whether fewer people may read something than may read the directory that is spoken of.
-
-    By the modes, in which a mask stands for the group where there is an ACL: in doubt, fewer.
-    """
-    wanted = 5 if stat.S_ISDIR(found.st_mode) else 4
-    others = found.st_mode & wanted == wanted
-    if above.st_mode & 0o004:
-        return not others
-    group = found.st_gid == above.st_gid and found.st_mode >> 3 & wanted == wanted
-    if above.st_mode & 0o040 or found.st_uid != above.st_uid:
-        return not (group or others)
-    return False
+def _acl_at(dir_fd: int, name: bytes) -> bytes | None:
+    try:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)
+    except OSError:
+        return b""
+    try:
+        return acl_of(fd)
+    finally:
+        os.close(fd)
 
 
 class _opened:
@@ -359,7 +405,7 @@ class _opened:
 
 
 def _entries(fd: int, hashes: Mapping[str, str], *, deep: bool) -> Iterator[Entry]:
-    above = os.fstat(fd)
+    readers = Readers(fd)
     for path, directories, files, here in os.fwalk(b".", dir_fd=fd):
         directories[:] = sorted(name for name in directories if not is_own_name(name))
         prefix = path[2:] + b"/" if path != b"." else b""
@@ -371,7 +417,7 @@ def _entries(fd: int, hashes: Mapping[str, str], *, deep: bool) -> Iterator[Entr
                 found = os.stat(name, dir_fd=here, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            if stat.S_ISDIR(found.st_mode) and _is_for_fewer(found, above):
+            if stat.S_ISDIR(found.st_mode) and not readers.may_all_read(found, here, name):
                 closed.append(name)
             shown = os.fsdecode(prefix + name)
             yield Entry(

@@ -39,6 +39,8 @@ class Handle:
     """Of a virtual file: what it was when it was opened."""
     is_live: bool = False
     """Of a virtual file: its size is known only when it is read; past the page cache, then."""
+    caller: Caller | None = None
+    """Who opened a directory, as this worker was told; None after another worker."""
     private: bool | None = None
     """Of a directory: whether what is listed depends on who asks; None: not known yet."""
     entries: list[Entry] = field(default_factory=list)

@@ -7,18 +7,14 @@ ENOENT would take the directory away under those who work in it.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
 import pwd
 import stat
-from collections.abc import Callable
 
 from modamafs.model import Caller
 from modamafs.policy import access
 from modamafs.store.backing import Store
 from modamafs.store.catalogue import read_project
-from modamafs.views import SessionFacts
 
 ACCESS_ACL = "system.posix_acl_access"
 OTHERS = 0o005
@@ -38,23 +34,26 @@ class Privacy:
             return False
         return not self._may_be_private(found) or self._is_for(area_fd, name, found, caller)
 
-    def shown_to(self, caller: Caller) -> Callable[[SessionFacts], bool]:
-        """Whether a session lies in a project that is listed for the caller; for use at once."""
-
-        @functools.cache
-        def is_project_shown(project: str) -> bool:
-            return self.is_shown(self._store.root_fd, os.fsencode(project), caller)
-
-        return lambda session: is_project_shown(f"{session.area}/{session.project_name}")
-
     def has_private(self, area_fd: int) -> bool:
         """Whether the listing of an area depends on who asks."""
-        with os.scandir(area_fd) as entries:
-            return any(
-                entry.is_dir(follow_symlinks=False)
-                and self._may_be_private(entry.stat(follow_symlinks=False))
-                for entry in entries
-            )
+        fd = os.open(
+            b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=area_fd
+        )  # with a position of its own
+        try:
+            with os.scandir(fd) as entries:
+                return any(
+                    entry.is_dir(follow_symlinks=False)
+                    and self._may_be_named_private(fd, entry.name)
+                    for entry in entries
+                )
+        finally:
+            os.close(fd)
+
+    def _may_be_named_private(self, area_fd: int, name: str) -> bool:
+        try:
+            return self._may_be_private(os.stat(name, dir_fd=area_fd, follow_symlinks=False))
+        except FileNotFoundError:  # removed meanwhile
+            return False
 
     @staticmethod
     def _may_be_private(found: os.stat_result) -> bool:
@@ -79,9 +78,7 @@ class Privacy:
             return True, None
         try:
             project, problem = read_project(fd)
-            acl = None
-            with contextlib.suppress(OSError):
-                acl = os.getxattr(fd, ACCESS_ACL)
+            acl = acl_of(fd)
         finally:
             os.close(fd)
         is_private = project is not None and project.visibility == "private"
@@ -104,6 +101,14 @@ class Privacy:
             return pwd.getpwuid(caller.uid).pw_name
         except KeyError:
             return str(caller.uid)
+
+
+def acl_of(fd: int) -> bytes | None:
+    """The ACL of what a descriptor (O_PATH will do) names; None where there is none."""
+    try:
+        return os.getxattr(f"/proc/self/fd/{fd}", ACCESS_ACL)
+    except OSError:
+        return None
 
 
 def with_groups(caller: Caller) -> Caller:

@@ -24,9 +24,10 @@ from modamafs.landing.facts import Facts
 from modamafs.model import RECORDS, ROOT, Attributes, Caller, is_own_name
 from modamafs.policy import access
 from modamafs.store.backing import path_of
+from modamafs.store.records import names_in, open_plain
 from modamafs.tree.core import Tree, is_own_path
 from modamafs.tree.facts import PROJECT_DEPTH, SESSION_DEPTH, Gatherer, Told, depth_of
-from modamafs.tree.privacy import Privacy
+from modamafs.tree.privacy import Privacy, acl_of, with_groups
 from modamafs.tree.sessions import Sessions
 from modamafs.tree.virtual import (
     Control,
@@ -42,12 +43,12 @@ from modamafs.tree.virtual import (
 
 LANDING, TREE, VIEWS = b"L", b"T", b"V"
 DIRECTORY = stat.S_IFDIR | 0o555
-KEPT_FILES = 512
+KEPT_FILES, KEPT_BYTES = 512, 64 << 20
+KEPT_VIEWS = 32
 ACCESS_ACL = b"system.posix_acl_access"
 HISTORY, CONTROL, SEALS, SEAL, PROGRESS = b"history.jsonl", b"ctl", b"seals", b"seal", b"progress"
 SESSIONS_RAW = b"raw"
 """What the ``ctl`` of a session is about: a seal covers what the instrument wrote."""
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Work(Protocol):
@@ -84,7 +85,7 @@ class Shown:
         self.listed = listed
         self.table = Table(table)
         self.privacy = Privacy(tree.store)
-        self.gatherer = Gatherer(tree.store, tree.seals, self.privacy, missing)
+        self.gatherer = Gatherer(tree.store, tree.seals, tree.scope, self.privacy, missing)
         self.sessions = Sessions(tree.store)
         self.at_root = {
             name: key
@@ -93,6 +94,8 @@ class Shown:
         }
         self.taken = {CONTROL, HISTORY, SEALS, *map(os.fsencode, landing.modules())}
         self._files: OrderedDict[int, File] = OrderedDict()
+        self._files_bytes = 0
+        self._views: OrderedDict[Any, tuple[int, views.Directory]] = OrderedDict()
 
     def close(self) -> None:
         """Close the table."""
@@ -163,21 +166,65 @@ class Shown:
     def keep(self, found: Node) -> Node:
         """Have a later request, or a later worker, find it again by its id."""
         if isinstance(found, File):
-            self._files[found.key.id] = found
+            if found.key.id not in self._files:
+                self._files[found.key.id] = found
+                self._files_bytes += len(found.content)
             self._files.move_to_end(found.key.id)
-            if len(self._files) > KEPT_FILES:
-                self._files.popitem(last=False)
+            while len(self._files) > KEPT_FILES or self._files_bytes > KEPT_BYTES:
+                _, forgotten = self._files.popitem(last=False)
+                self._files_bytes -= len(forgotten.content)
+                if forgotten is found:
+                    break
         else:
             self.table.keep(found.key)
         return found
+
+    def views_of(self, caller: Caller | None) -> views.Directory:
+        """The views as this caller (None: anybody) sees them, by the paths of this mount."""
+        everybody = self.sessions.all()
+        # Where everything belongs to one user, there are no strangers.
+        if caller is not None and self.tree.owners_are_shown:
+            caller = with_groups(caller)
+        who = None if caller is None else (caller.uid, caller.gid, caller.groups)
+        known = self._views.get(who)
+        if known is not None and known[0] == self.sessions.generation:
+            return known[1]
+        seen = everybody
+        if caller is not None and self.tree.owners_are_shown:
+            seen = self.sessions.of(caller)
+        user = None if caller is None else self.privacy.user(caller)
+        content = views.root(list(self._in_scope(seen)), user)
+        self._views[who] = self.sessions.generation, content
+        if len(self._views) > KEPT_VIEWS:
+            self._views.popitem(last=False)
+        return content
+
+    def _in_scope(self, sessions: list[views.SessionFacts]) -> Iterator[views.SessionFacts]:
+        """Those that this mount shows, by their paths in it."""
+        scope = self.tree.scope
+        for session in sessions:
+            if scope.is_whole:
+                yield session
+                continue
+            path = scope.path_in_mount(os.fsencode(session.path))
+            if path is not None:
+                yield replace(session, path=os.fsdecode(path))
 
     def acl(self, node: int, caller: Caller) -> bytes | None:
         """The ACL of a virtual node: as its directory's on the store, without writing."""
         found = self.node(node, caller)
         key = found.key
-        if key.origin not in (LANDING, TREE) or isinstance(found, Control | Link):
+        if isinstance(found, Control | Link) or not self.tree.owners_are_shown:
             return None
-        value = self.tree.getxattr(key.ino, ACCESS_ACL)
+        value: bytes | None = None
+        if key.origin != VIEWS:
+            value = self.tree.getxattr(key.ino, ACCESS_ACL)
+        elif isinstance(found, ViewsDirectory) and (path := found.about()):
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY, dir_fd=self.tree.store.root_fd)
+            try:
+                value = acl_of(fd)
+            finally:
+                os.close(fd)
         if value is None:
             return None
         readers = access.READ | access.SEARCH if hasattr(found, "child") else access.READ
@@ -270,22 +317,29 @@ class LandingDirectory:
             return None
         target = relative + b"/" + SESSIONS_RAW if depth_of(relative) == SESSION_DEPTH else relative
         work = self._shown.work
-        return Control(key, self._of_session(relative), target, lambda: work.answer(target))
+        like, group_writes = self._of_session(relative)
+        mode = 0o660 if group_writes else 0o600
+        return Control(key, like, mode, target, lambda: work.answer(target))
 
     def _has_control(self, relative: bytes) -> bool:
         """In a view where everything belongs to one user, nobody's mode says who may seal."""
         return depth_of(relative) >= SESSION_DEPTH and self._shown.tree.owners_are_shown
 
-    def _of_session(self, relative: bytes) -> Attributes:
-        """The attributes of the session that it lies in: its owner and group may seal."""
+    def _of_session(self, relative: bytes) -> tuple[Attributes, bool]:
+        """The attributes of the session that it lies in, and whether its group may write there.
+
+        Its owner may seal it, and its group if that could change everything in it anyway.
+        """
         session = b"/".join(relative.split(b"/", SESSION_DEPTH)[:SESSION_DEPTH])
         tree = self._shown.tree
-        fd = os.open(session, os.O_PATH | os.O_DIRECTORY, dir_fd=tree.store.root_fd)
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+        fd = os.open(session, flags, dir_fd=tree.store.root_fd)
         try:
             found: Attributes = tree.store.volume.attributes(fd)
+            acl = acl_of(fd)
         finally:
             os.close(fd)
-        return found
+        return found, access.group_may(access.WRITE | access.SEARCH, found.mode, acl)
 
     def progress(self, key: Key) -> Node:
         """How far the work on it is."""
@@ -299,7 +353,7 @@ class LandingDirectory:
         def open_() -> int:
             fd = self.open()
             try:
-                return os.open(path, _READ, dir_fd=fd)
+                return open_plain(fd, path)
             finally:
                 os.close(fd)
 
@@ -338,11 +392,14 @@ class LandingDirectory:
 
     def _directories(self, fd: int, relative: bytes, caller: Caller) -> Iterator[tuple[bytes, int]]:
         taken = self._shown.taken
+        scope = self._shown.tree.scope
         may_be_private = depth_of(relative) == PROJECT_DEPTH - 1
         with os.scandir(fd) as entries:
             for entry in entries:
                 name = os.fsencode(entry.name)
                 if is_own_name(name) or name in taken or not entry.is_dir(follow_symlinks=False):
+                    continue
+                if not (scope.is_whole or scope.shows(fd, name)):
                     continue
                 if may_be_private and not self._shown.privacy.is_shown(fd, name, caller):
                     continue
@@ -408,33 +465,11 @@ class RecordsDirectory:
         """All of them."""
         fd = self._landing.open()
         try:
-            with _scandir(RECORDS + b"/" + SEALS, fd) as names:
-                for name in names:
-                    if _is_record(name):
-                        yield name, stat.S_IFREG
+            for name in names_in(fd, RECORDS, SEALS):
+                if _is_record(name):
+                    yield name, stat.S_IFREG
         finally:
             os.close(fd)
-
-
-class _scandir:
-    """The names in a directory that may be missing."""
-
-    def __init__(self, path: bytes, dir_fd: int) -> None:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
-        except FileNotFoundError:
-            self._names: list[bytes] = []
-            return
-        try:
-            self._names = sorted(os.fsencode(name) for name in os.listdir(fd))
-        finally:
-            os.close(fd)
-
-    def __enter__(self) -> list[bytes]:
-        return self._names
-
-    def __exit__(self, *exception: object) -> None:
-        """Nothing is held."""
 
 
 def _is_record(name: bytes) -> bool:
@@ -454,11 +489,10 @@ class ViewsDirectory:
     def attributes(self) -> Attributes:
         """Those of an area or a project are for whom that is; all others are for everybody."""
         tree = self._shown.tree
-        names = self.key.names[:PROJECT_DEPTH]
         like = tree.getattr(ROOT)
         mode = DIRECTORY
-        if names and names[0] not in (b"all", b"mine"):
-            fd = os.open(b"/".join(names), os.O_PATH | os.O_DIRECTORY, dir_fd=tree.store.root_fd)
+        if path := self.about():
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY, dir_fd=tree.store.root_fd)
             try:
                 like = tree.shown_as(tree.store.volume.attributes(fd))
             finally:
@@ -466,10 +500,14 @@ class ViewsDirectory:
             mode = stat.S_IFDIR | like.mode & 0o555
         return attributes(self.key, mode, like, like.mtime_ns)
 
+    def about(self) -> bytes:
+        """The area or project that it is about, relative to the store; b"": none."""
+        names = self.key.names[:PROJECT_DEPTH]
+        return b"" if names[:1] in ((), (b"all",), (b"mine",)) else b"/".join(names)
+
     def _content(self, caller: Caller | None) -> views.Directory | None:
         """What this caller (None: anybody) is shown here; None: no such directory."""
-        user = None if caller is None else self._shown.privacy.user(caller)
-        found: Any = views.root(list(self._sessions(caller)), user)
+        found: Any = self._shown.views_of(caller)
         for name in self.key.names:
             found = found.get(os.fsdecode(name))
             if not callable(found):
@@ -478,36 +516,21 @@ class ViewsDirectory:
         content: views.Directory = found
         return content
 
-    def _sessions(self, caller: Caller | None) -> Iterator[views.SessionFacts]:
-        """Those that this mount shows, by their paths in it."""
-        scope = self._shown.tree.scope
-        # Where everything belongs to one user, there are no strangers.
-        is_shown = None
-        if caller is not None and self._shown.tree.owners_are_shown:
-            is_shown = self._shown.privacy.shown_to(caller)
-        for session in self._shown.sessions.all():
-            if is_shown is not None and not is_shown(session):
-                continue
-            if scope.is_whole:
-                yield session
-                continue
-            path = scope.path_in_mount(os.fsencode(session.path))
-            if path is not None:
-                yield replace(session, path=os.fsdecode(path))
-
     def child(self, name: bytes, caller: Caller) -> Node | None:
-        """A directory is there whoever asks (its mode says who may enter); a link is not."""
+        """An entry; those of an area or a project are there whoever asks: its mode says who may."""
         text = os.fsdecode(name)
-        for who in (caller, None):
-            content = self._content(who)
-            found = None if content is None else content.get(text)
-            if callable(found):
-                return ViewsDirectory(self._shown, self.key.child(name))
-            if found is not None and who is caller:
-                target = views.relative(found, len(self.key.names) + 1)
-                like = self._shown.tree.getattr(ROOT)
-                return Link(self.key.child(name), os.fsencode(target), like)
-        return None
+        names = (*self.key.names, name)
+        content = self._content(caller)
+        found = None if content is None else content.get(text)
+        if found is None and len(names) <= PROJECT_DEPTH and names[0] not in (b"all", b"mine"):
+            everything = self._content(None)
+            found = None if everything is None else everything.get(text)
+        if found is None:
+            return None
+        if callable(found):
+            return ViewsDirectory(self._shown, self.key.child(name))
+        target = views.relative(found, len(names))
+        return Link(self.key.child(name), os.fsencode(target), self._shown.tree.getattr(ROOT))
 
     def listing(self, caller: Caller) -> Iterator[tuple[bytes, int]]:
         """What the caller may see."""

@@ -24,6 +24,8 @@ JOURNAL_SLOT_BYTES = 64
 HANDLES_OFFSET = 8192
 HANDLE_SLOTS = 1 << 20
 HANDLE = struct.Struct("=QQQIiII")
+ALLOCATED_BYTES = 64 << 10
+"""How much of the file gets room on the disk at a time."""
 SIZE_BYTES = HANDLES_OFFSET + HANDLE_SLOTS * HANDLE.size
 
 
@@ -35,8 +37,12 @@ class State:
         try:
             os.ftruncate(fd, SIZE_BYTES)
             self.memory = mmap.mmap(fd, SIZE_BYTES)
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
+        self._fd = fd
+        self._allocated = 0
+        self._allocate(HANDLES_OFFSET)
         magic: bytes
         self._used: int
         self._serial: int
@@ -54,6 +60,17 @@ class State:
     def close(self) -> None:
         """Unmap the file; its content stays."""
         self.memory.close()
+        os.close(self._fd)
+
+    def _allocate(self, up_to: int) -> None:
+        """Have room for so many bytes: touching a page that there is none for would be SIGBUS.
+
+        OSError: ENOSPC.
+        """
+        if up_to > self._allocated:
+            size = -(-up_to // ALLOCATED_BYTES) * ALLOCATED_BYTES
+            os.posix_fallocate(self._fd, 0, min(size, SIZE_BYTES))
+            self._allocated = size
 
     def _write(self) -> None:
         HEADER.pack_into(
@@ -66,7 +83,11 @@ class State:
         return self._used
 
     def next_serial(self, slot: int) -> int:
-        """A number that no earlier handle had; ``slot`` is counted as used from now on."""
+        """A number that no earlier handle had; ``slot`` is counted as used from now on.
+
+        OSError: ENOSPC.
+        """
+        self._allocate(HANDLES_OFFSET + (slot + 1) * HANDLE.size)
         self._serial += 1
         self._used = max(self._used, slot + 1)
         self._write()

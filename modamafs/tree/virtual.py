@@ -12,9 +12,13 @@ editor replaces one. So what is open stays what it was, and the kernel may cache
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import struct
+import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -28,7 +32,12 @@ VIRTUAL = 1 << 62
 """Set in the id of every virtual node; inode numbers of file systems do not reach this far."""
 
 _HEAD = struct.Struct("=cQ")
-_LENGTH = struct.Struct("=H")
+_PREFIX = struct.Struct("=HI")
+"""Length and CRC-32 of what follows."""
+_TABLE = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+LIMIT_BYTES = 32 << 20
+"""Of memory for keys: some 100,000."""
+KEY_BYTES = 300
 LONGEST_KEY_BYTES = 0xFFFF
 
 
@@ -142,10 +151,10 @@ class Control(Live):
     """A file whose writing is a command about a directory."""
 
     def __init__(
-        self, key: Key, like: Attributes, target: bytes, text: Callable[[], bytes]
+        self, key: Key, like: Attributes, mode: int, target: bytes, text: Callable[[], bytes]
     ) -> None:
         """``target``: the directory, relative to the store."""
-        super().__init__(key, like, mode=0o660, text=text)
+        super().__init__(key, like, mode=mode, text=text)
         self.target = target
 
 
@@ -184,39 +193,49 @@ def attributes(
 
 
 class Table:
-    """The keys of the ids that the kernel may name, also to a worker that has never seen them."""
+    """The keys of the ids that the kernel may name, also to a worker that has never seen them.
 
-    def __init__(self, path: Path) -> None:
+    As many as there is room for: of what was not asked for the longest, the key is forgotten. Then
+    the kernel is told that the node is stale, and looks its name up again.
+    """
+
+    def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         """``path``: the file; what an earlier worker has appended is read."""
-        self._keys: dict[int, Key] = {}
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._path = path
+        self._limit_bytes = limit_bytes
+        self._keys: OrderedDict[int, Key] = OrderedDict()
+        self._size_bytes = 0
+        self._fd = os.open(path, _TABLE, 0o600)
         with open(self._fd, "rb", closefd=False) as file:
             data = file.read()
         at = 0
-        while at + _LENGTH.size <= len(data):
-            (length,) = _LENGTH.unpack_from(data, at)
-            encoded = data[at + _LENGTH.size : at + _LENGTH.size + length]
-            if len(encoded) < length:  # the worker was killed here
-                os.ftruncate(self._fd, at)
-                break
-            key = Key.decode(encoded)
-            self._keys[key.id] = key
-            at += _LENGTH.size + length
+        while (key := _record_at(data, at)) is not None:
+            self._remember(key)
+            at += _PREFIX.size + len(key.encode())
+        if at < len(data):  # a worker was killed here, or the disk was full
+            os.ftruncate(self._fd, at)
+        self._file_bytes = at
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
 
     def keep(self, key: Key) -> None:
-        """Remember a key, beyond this worker's life. OSError: ENAMETOOLONG, ENOSPC."""
-        node = key.id
-        if node in self._keys:
+        """Remember a key, beyond this worker's life if the disk has room for it.
+
+        OSError: ENAMETOOLONG.
+        """
+        if key.id in self._keys:
+            self._keys.move_to_end(key.id)
             return
         encoded = key.encode()
         if len(encoded) > LONGEST_KEY_BYTES:
-            raise OSError(36, os.strerror(36))
-        os.write(self._fd, _LENGTH.pack(len(encoded)) + encoded)
-        self._keys[node] = key
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        self._remember(key)
+        if self._file_bytes > 2 * self._limit_bytes:
+            self._compact()
+        else:
+            self._append(encoded)
 
     def find(self, node: int) -> Key | None:
         """The key of an id, if it is known."""
@@ -225,6 +244,54 @@ class Table:
     def key(self, node: int) -> Key:
         """The key of an id. StaleHandle (ESTALE): nobody knows it."""
         try:
-            return self._keys[node]
+            key = self._keys[node]
         except KeyError:
             raise StaleHandle(f"no virtual node has the number {node:#x}") from None
+        self._keys.move_to_end(node)
+        return key
+
+    def _remember(self, key: Key) -> None:
+        self._keys[key.id] = key
+        self._size_bytes += _cost(key)
+        while self._size_bytes > self._limit_bytes:
+            _, forgotten = self._keys.popitem(last=False)
+            self._size_bytes -= _cost(forgotten)
+
+    def _append(self, encoded: bytes) -> None:
+        record = _PREFIX.pack(len(encoded), zlib.crc32(encoded)) + encoded
+        try:
+            written = os.write(self._fd, record)
+        except OSError:
+            written = 0
+        if written != len(record):
+            # No room: the next worker will not know it, and this one goes on.
+            os.ftruncate(self._fd, self._file_bytes)
+            return
+        self._file_bytes += written
+
+    def _compact(self) -> None:
+        """Begin the file anew, with what is remembered."""
+        new = self._path.with_name(self._path.name + ".new")
+        with contextlib.suppress(OSError):  # no room: the old one stays as it is
+            fd = os.open(new, _TABLE | os.O_TRUNC, 0o600)
+            old, self._fd, self._file_bytes = self._fd, fd, 0
+            for key in self._keys.values():
+                self._append(key.encode())
+            os.rename(new, self._path)
+            os.close(old)
+
+
+def _cost(key: Key) -> int:
+    """About the memory that a key takes, in bytes."""
+    return KEY_BYTES + sum(map(len, key.names)) + 40 * len(key.names)
+
+
+def _record_at(data: bytes, at: int) -> Key | None:
+    """The key that is written there; None at the end, and where nothing whole is."""
+    if at + _PREFIX.size > len(data):
+        return None
+    length, checksum = _PREFIX.unpack_from(data, at)
+    encoded = data[at + _PREFIX.size : at + _PREFIX.size + length]
+    if len(encoded) < max(length, _HEAD.size) or zlib.crc32(encoded) != checksum:
+        return None
+    return Key.decode(encoded)

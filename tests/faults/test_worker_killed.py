@@ -111,9 +111,11 @@ def test_listings_go_on_where_they_were(mount: Mount) -> None:
     """A directory that is open when the worker dies is listed to its end, each name once."""
     from tests.support.syscalls import getdents64, list_all
 
+    directory = mount.root / "directory"
+    directory.mkdir()
     for number in range(500):
-        (mount.root / f"{number:03}").touch()
-    fd = os.open(mount.root, os.O_RDONLY | os.O_DIRECTORY)
+        (directory / f"{number:03}").touch()
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     with mount.expected_in_log(WORKER_DIED):
         listed = getdents64(fd, 2048)
         mount.kill_worker()

@@ -372,7 +372,9 @@ def test_an_editor_that_saves_by_renaming_is_refused(here: Path, tmp_path: Path)
 
 def test_strangers_may_not_write_to_it(here: Path) -> None:
     found = (here / "ctl").stat()
-    assert stat.S_IMODE(found.st_mode) == 0o660
+    assert stat.S_IMODE(found.st_mode) == 0o600, "the group may not write in the session"
+    here.parent.chmod(0o775)
+    wait_until(lambda: stat.S_IMODE((here / "ctl").stat().st_mode) == 0o660, "the group's right")
     assert (found.st_uid, found.st_gid) == (ALICE.uid, ALICE.gid)
     with pytest.raises(PermissionError):
         as_user(BOB, lambda: (here / "ctl").write_text("seal\n"))
