@@ -119,8 +119,7 @@ class Virtual:
             if found is None:
                 raise StaleHandle("it has been removed")
             return self.shown.keep(found).attributes()
-        above: Attributes = self.shown.tree.getattr(key.ino or ROOT)
-        return above
+        return self.shown.above(key)
 
     async def getattr(self, node: int, caller: Caller) -> Attributes:
         """The attributes of a node; of an open file, those that it had when it was opened."""

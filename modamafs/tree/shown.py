@@ -5,7 +5,7 @@ store, ``T`` the listed tree (the same, with the directories below it), ``V`` th
 from there along a key's names gives the node as it is now.
 
 All of this may wait for the disk, or for a page to be rendered: it belongs into a thread, but one
-call at a time.
+call at a time. ``landing_of``, ``root_entry`` and what ``is_quick`` may run beside it.
 """
 
 from __future__ import annotations
@@ -139,6 +139,10 @@ class Shown:
         """The landing directory of a directory of the store."""
         return self.keep(LandingDirectory(self, Key(LANDING, node)))
 
+    def above(self, key: Key) -> Attributes:
+        """The attributes of what a tree hangs in: the directory that it is about, or the root."""
+        return LandingDirectory(self, Key(LANDING, key.ino or ROOT)).like()
+
     def root_entry(self, name: bytes) -> Node | None:
         """What is called so at the mount's root."""
         key = self.at_root.get(name)
@@ -247,8 +251,16 @@ class LandingDirectory:
         return self.key.origin == TREE
 
     def like(self) -> Attributes:
-        """The attributes of the directory that it is about. OSError: ESTALE."""
-        return self._shown.tree.getattr(self.key.ino)
+        """The attributes of the directory that it is about. OSError: ESTALE.
+
+        By a descriptor of our own: those that the tree keeps may be closed by its thread.
+        """
+        tree = self._shown.tree
+        fd = tree.inodes.open(self.key.ino, os.O_PATH)
+        try:
+            return tree.shown_as(tree.store.volume.attributes(fd))
+        finally:
+            os.close(fd)
 
     def attributes(self) -> Attributes:
         """Whoever may read or search the directory may do so here."""

@@ -17,6 +17,7 @@ import errno
 import os
 import stat
 import struct
+import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -196,11 +197,12 @@ class Table:
     """The keys of the ids that the kernel may name, also to a worker that has never seen them.
 
     As many as there is room for: of what was not asked for the longest, the key is forgotten. Then
-    the kernel is told that the node is stale, and looks its name up again.
+    the kernel is told that the node is stale, and looks its name up again. For several threads.
     """
 
     def __init__(self, path: Path, limit_bytes: int = LIMIT_BYTES) -> None:
         """``path``: the file; what an earlier worker has appended is read."""
+        self._lock = threading.Lock()
         self._path = path
         self._limit_bytes = limit_bytes
         self._keys: OrderedDict[int, Key] = OrderedDict()
@@ -225,17 +227,18 @@ class Table:
 
         OSError: ENAMETOOLONG.
         """
-        if key.id in self._keys:
-            self._keys.move_to_end(key.id)
-            return
         encoded = key.encode()
         if len(encoded) > LONGEST_KEY_BYTES:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        self._remember(key)
-        if self._file_bytes > 2 * self._limit_bytes:
-            self._compact()
-        else:
-            self._append(encoded)
+        with self._lock:
+            if key.id in self._keys:
+                self._keys.move_to_end(key.id)
+                return
+            self._remember(key)
+            if self._file_bytes > 2 * self._limit_bytes:
+                self._compact()
+            else:
+                self._append(encoded)
 
     def find(self, node: int) -> Key | None:
         """The key of an id, if it is known."""
@@ -243,12 +246,12 @@ class Table:
 
     def key(self, node: int) -> Key:
         """The key of an id. StaleHandle (ESTALE): nobody knows it."""
-        try:
-            key = self._keys[node]
-        except KeyError:
-            raise StaleHandle(f"no virtual node has the number {node:#x}") from None
-        self._keys.move_to_end(node)
-        return key
+        with self._lock:
+            key = self._keys.get(node)
+            if key is not None:
+                self._keys.move_to_end(node)
+                return key
+        raise StaleHandle(f"no virtual node has the number {node:#x}")
 
     def _remember(self, key: Key) -> None:
         self._keys[key.id] = key
