@@ -4,6 +4,8 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 PREFIX ?= /usr/local
+# Optional parts that `make install` brings along: [em] reads instrument files. EXTRAS= for none.
+EXTRAS ?= [em]
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
@@ -56,7 +58,7 @@ PLACE = sed 's|@MODAMAFS@|$(PREFIX)/bin/modamafs|' share/$(1) >$(DESTDIR)$(2) &&
 install: $(VENV)/.apt ## modamafs in $(PREFIX), for mount(8), fstab and systemd (needs root)
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/sbin $(DESTDIR)/etc/modamafs $(DESTDIR)/lib/systemd/system
 	$(PYTHON) -m venv --clear $(DESTDIR)$(LIB)
-	$(DESTDIR)$(LIB)/bin/pip install --quiet --disable-pip-version-check .
+	$(DESTDIR)$(LIB)/bin/pip install --quiet --disable-pip-version-check '.$(EXTRAS)'
 	sed -i '1s|^#!$(DESTDIR)$(LIB)|#!$(LIB)|' $(DESTDIR)$(LIB)/bin/modamafs
 	ln -sfn $(LIB)/bin/modamafs $(DESTDIR)$(PREFIX)/bin/modamafs
 	$(call PLACE,sbin/mount.modamafs,/sbin/mount.modamafs,755)

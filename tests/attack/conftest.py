@@ -133,7 +133,8 @@ def sealed_tree(place: Place, workshop: Workshop, name: str) -> Iterator[Sealed]
         made = modamafs("view", "add", mount.root, "one", scene.PROJECT)
         assert made.returncode == 0, made.stderr
         view = mounted("-4", "--view", "one", *FRESH)
-        for path in (mount.root, second.root, view.root):
+        whole = [root / area for root in (mount.root, second.root) for area in scene.AREAS]
+        for path in (*whole, view.root / "session", view.root / "spare"):
             snapshot(path)  # the kernel remembers what it was
         handles = ways.handles_of_all(mount.root)
         second_handles = ways.handles_of_all(second.root)

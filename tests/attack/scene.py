@@ -35,7 +35,8 @@ RAW = f"{SESSION}/raw"
 SCAN = f"{RAW}/scan.h5"
 PLAIN = f"{RAW}/plain.dat"
 FRAMES = f"{RAW}/frames"
-FRAME = f"{FRAMES}/1.mrc"
+FRAME = f"{FRAMES}/1.raw"
+"""No name that a reader of instrument files takes: it would write down what it finds."""
 TWIN = f"{FRAMES}/twin.h5"
 """Another name of SCAN."""
 EMPTY = f"{RAW}/empty"
@@ -47,6 +48,7 @@ BESIDE = f"{SESSION}/beside"
 SPARE_SESSION = f"{PROJECT}/spare"
 SPARE_PROJECT = f"{AREA}/spare"
 SPARE_AREA = "spare"
+AREAS = (AREA, SPARE_AREA)
 
 ANCESTORS = {"session": SESSION, "project": PROJECT, "area": AREA}
 SPARE = {"session": SPARE_SESSION, "project": SPARE_PROJECT, "area": SPARE_AREA}
@@ -95,7 +97,7 @@ def build(root: Path) -> None:
     (root / NOTES).write_bytes(b"notes".ljust(BLOCK, b"_") * 16)
     (root / FRAME).write_bytes(FRAME_BYTES)
     (root / TWIN).hardlink_to(root / SCAN)
-    (root / LATEST).symlink_to("frames/1.mrc")
+    (root / LATEST).symlink_to("frames/1.raw")
     os.mkfifo(root / PIPE)
     for name in OBJECTS:
         os.chown(root / name, ALICE.uid, TEAM, follow_symlinks=False)

@@ -103,7 +103,7 @@ def read_hdf5(root: Path) -> None:
 def list_directories(root: Path) -> None:
     names = {"empty", "frames", "latest", "pipe", "plain.dat", "scan.h5"}
     assert set(os.listdir(root / RAW)) == names
-    assert {entry.name for entry in os.scandir(root / FRAMES)} == {"1.mrc", "twin.h5"}
+    assert {entry.name for entry in os.scandir(root / FRAMES)} == {"1.raw", "twin.h5"}
     assert os.listdir(root / EMPTY) == []
 
 
@@ -136,7 +136,7 @@ def read_acls(root: Path) -> None:
 
 
 def follow(root: Path) -> None:
-    assert os.readlink(root / LATEST) == "frames/1.mrc"
+    assert os.readlink(root / LATEST) == "frames/1.raw"
     assert (root / LATEST).read_bytes() == FRAME_BYTES
 
 
@@ -210,7 +210,7 @@ def test_what_was_open_before_is_read_on(sealed: Sealed, who: str) -> None:
         return [os.pread(fds[name], 1 << 20, 0) for name in (SCAN, FRAME)]
 
     assert as_user(USERS[who], contents) == [hdf5(), FRAME_BYTES]
-    assert set(os.listdir(fds[FRAMES])) == {"1.mrc", "twin.h5"}
+    assert set(os.listdir(fds[FRAMES])) == {"1.raw", "twin.h5"}
 
 
 @pytest.mark.usefixtures("nothing_changes")
