@@ -1,8 +1,8 @@
 """`python -m benchmarks.landing`: landing directories and views over many sessions.
 
 A project of 10,000 sessions with records. Measured in one mount: listing the landing tree, reading
-`seal/state` of one session after the other, listing a view; beside them what the same calls cost on
-the bare store, and how often anything was rendered that nobody asked for (it has to be never).
+`seal/state` of one session after the other, listing a view; beside them what listing and reading
+cost on the bare store.
 """
 
 from __future__ import annotations
