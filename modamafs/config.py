@@ -22,6 +22,7 @@ from modamafs.errors import ConfigurationError
 from modamafs.landing.links import check_template
 
 RUNTIME_DIR = "/run/modamafs"
+INDEX_DIR = "/var/lib/modamafs"
 CONFIG_FILE = Path(".modama/config.toml")
 """Where a store keeps its configuration, relative to its root."""
 
@@ -44,6 +45,22 @@ class MountSection(msgspec.Struct, frozen=True, kw_only=True):
     guard: bool = True
     passthrough: bool = True
     runtime_dir: Annotated[str, msgspec.Meta(pattern="^/")] = RUNTIME_DIR
+
+
+class WatchSection(msgspec.Struct, frozen=True, kw_only=True):
+    """``[watch]``: noticing what changes on the store, whoever changes it."""
+
+    enabled: bool = True
+    timeout_s: Seconds = 300.0
+    """How long clients may keep what they know while the store is watched."""
+
+
+class IndexSection(msgspec.Struct, frozen=True, kw_only=True):
+    """``[index]``: the file that answers questions about the store."""
+
+    enabled: bool = True
+    directory: Annotated[str, msgspec.Meta(pattern="^/")] = INDEX_DIR
+    """What is above the directory of each store's index."""
 
 
 class StewardsSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +94,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """``<store>/.modama/config.toml``; without a file, everything has its default."""
 
     mount: MountSection = MountSection()
+    watch: WatchSection = WatchSection()
+    index: IndexSection = IndexSection()
     stewards: StewardsSection = StewardsSection()
     landing: LandingSection = LandingSection()
     views: ViewsSection = ViewsSection()
@@ -117,6 +136,12 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What the view says; set when it is mounted, see ``store/views.py``."""
     attribute_timeout_s: Seconds = 1.0
     entry_timeout_s: Seconds = 1.0
+    watch: bool = True
+    """Watch the store, and let clients keep what they know for longer."""
+    watch_timeout_s: Seconds = 300.0
+    """For how long, then; what has a timeout of 0 keeps it."""
+    index_dir: str | None = None
+    """Where the index of the store is; None: there is none."""
     log_level: LogLevel = "info"
     allow_other: bool = True
     flags: int = 0
@@ -260,6 +285,17 @@ DEFAULT_FILE = """\
 # Sockets and the state of running mounts; lost at a reboot, as the mounts are.
 # runtime_dir = "/run/modamafs"
 
+[watch]
+# Notice what is changed directly on the store, and let clients keep what they know for longer.
+# enabled = true
+# timeout_s = 300.0
+
+[index]
+# Find files, and tell what has changed. Each store's index has a directory of its own in this one;
+# it may be deleted at any time.
+# enabled = true
+# directory = "/var/lib/modamafs"
+
 [stewards]
 # Members of this group may unseal; without it, root only.
 # group = "modama-stewards"
@@ -328,7 +364,7 @@ _NOT_OURS_PREFIXES = ("x-", "X-", "comment=", "user=")
 
 _OURS = (
     "read_only", "passthrough", "channel", "guard", "view", "attribute_timeout_s",
-    "entry_timeout_s", "log_level", "allow_other",
+    "entry_timeout_s", "watch", "watch_timeout_s", "log_level", "allow_other",
 )  # fmt: skip
 _SWITCHES = {"on": True, "true": True, "yes": True, "1": True}
 _SWITCHES |= {"off": False, "false": False, "no": False, "0": False}
@@ -349,6 +385,8 @@ def mount_spec(
         "log_level": section.log_level,
         "guard": section.guard,
         "passthrough": section.passthrough,
+        "watch": config.watch.enabled,
+        "watch_timeout_s": config.watch.timeout_s,
     }
     types = _field_types(MountSpec)
     flags = 0
@@ -421,6 +459,13 @@ def runtime_base(config: Config | None = None) -> Path:
 def runtime_dir(mountpoint: str, config: Config | None = None) -> Path:
     """The runtime directory of the mount at ``mountpoint`` (absolute), which may not exist yet."""
     return runtime_base(config) / escape_path(mountpoint)
+
+
+def index_base(config: Config) -> Path | None:
+    """What is above the stores' indexes; None: there are none. MODAMAFS_INDEX_DIR goes first."""
+    if not config.index.enabled:
+        return None
+    return Path(os.environ.get("MODAMAFS_INDEX_DIR", config.index.directory))
 
 
 def save_mount_spec(spec: MountSpec, runtime: Path) -> None:

@@ -37,6 +37,7 @@ from modamafs import mounting
 from modamafs.config import (
     Config,
     MountSpec,
+    index_base,
     load_config,
     load_mount_spec,
     read_json,
@@ -44,8 +45,11 @@ from modamafs.config import (
     write_json,
 )
 from modamafs.errors import ConfigurationError, MountRefused
+from modamafs.index.database import index_dir
 from modamafs.store import views
 from modamafs.store.backing import Store
+from modamafs.watch.group import open_group
+from modamafs.watch.log import WATCH_LOG
 
 LOG = logging.getLogger("modamafs.supervisor")
 
@@ -196,7 +200,11 @@ def prepare(spec: MountSpec, runtime: Path) -> Prepared:
     mounting.check(spec)
     with Store(Path(spec.store)) as store:
         store.check()
-        check_names(_root_of(spec), load_config(Path(spec.store)))
+        config = load_config(Path(spec.store))
+        check_names(_root_of(spec), config)
+        above = index_base(config)
+        if above is not None:
+            spec = msgspec.structs.replace(spec, index_dir=str(index_dir(store, above)))
     runtime.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with _exclusive(runtime.parent / ".lock"), contextlib.ExitStack() as undo:
         mounting.check(spec)  # again: somebody may have mounted while we waited for the lock
@@ -303,6 +311,19 @@ def _is_dead(fuse_fd: int) -> bool:
     return bool(poller.poll(0))  # POLLERR: the connection is aborted
 
 
+def _open_watch(spec: MountSpec, runtime: Path) -> int | None:
+    """The watch on the store, which the workers share one after the other; None: there is none.
+
+    It knows nothing of what was before it: nor does what an earlier one has left behind.
+    """
+    (runtime / WATCH_LOG).unlink(missing_ok=True)
+    try:
+        return open_group(Path(spec.store))
+    except OSError as error:
+        LOG.warning("store-not-watched store=%s error=%s", spec.store, error)
+        return None
+
+
 # --- the supervisor -------------------------------------------------------------------------------
 
 
@@ -337,6 +358,7 @@ class Supervisor:
         self._mount = there
         self._runtime = runtime
         self._fuse_fd = prepared.fuse_fd
+        self._watch_fd = _open_watch(spec, runtime) if spec.watch else None
         self._command = command
         self._report = report
         self._manager = ServiceManager()
@@ -457,6 +479,10 @@ class Supervisor:
 
     def _spawn(self, *, standby: bool) -> Worker:
         arguments = ["--runtime", str(self._runtime), "--fd", str(self._fuse_fd)]
+        fds = [self._fuse_fd]
+        if self._watch_fd is not None:
+            arguments += ["--watch-fd", str(self._watch_fd)]
+            fds.append(self._watch_fd)
         ours = theirs = None
         if standby:
             arguments.append("--standby")
@@ -466,7 +492,7 @@ class Supervisor:
             process = subprocess.Popen(
                 [*self._command, *arguments],
                 stdin=theirs.fileno() if theirs else subprocess.DEVNULL,
-                pass_fds=[self._fuse_fd],
+                pass_fds=fds,
                 cwd="/",
                 process_group=0,  # Ctrl-C is for the supervisor
             )
@@ -767,6 +793,8 @@ class Supervisor:
             os.kill(pid, signal.SIGKILL)
         self._manager.notify("FDSTOREREMOVE=1", "FDNAME=fuse")
         os.close(self._fuse_fd)
+        if self._watch_fd is not None:
+            os.close(self._watch_fd)
         for worker in workers:
             worker.process.wait()
             os.close(worker.pidfd)

@@ -6,6 +6,7 @@ Started by the supervisor, as ``docs/design/contracts.md`` says.
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import importlib
 import logging
@@ -20,10 +21,11 @@ import msgspec
 import trio
 
 from modamafs.config import MountSpec, load_config, load_mount_spec
-from modamafs.control import catalogue
+from modamafs.control import catalogue, index
 from modamafs.control.ctl import Ctl
 from modamafs.control.jobs import Jobs, path_argument, resume_all
 from modamafs.control.server import Command, serve
+from modamafs.control.watch import Watch
 from modamafs.extraction.extractor import Extractor
 from modamafs.extraction.wanted import is_wanted
 from modamafs.fuse import channel
@@ -40,12 +42,14 @@ from modamafs.tree.mapped import tree_of
 from modamafs.tree.recorded import Recorded
 from modamafs.tree.shown import Shown
 from modamafs.tree.state import State
+from modamafs.watch.written import WRITTEN, Written
 
 log = logging.getLogger("modamafs.worker")
 
 EXIT_MOUNT_GONE = 0
 EXIT_PLANNED = 75
 CAP_SYS_RESOURCE = 24
+SEARCH_AGAIN_S = 0.5
 EXTRACT_AGAIN_S = 2.0
 """After which a file that was too new to be read, or is being written, is looked at again."""
 
@@ -55,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m modamafs.worker")
     parser.add_argument("--runtime", type=Path, required=True)
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--watch-fd", type=int)
     parser.add_argument("--standby", action="store_true")
     options = parser.parse_args(arguments)
 
@@ -68,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     importlib.import_module("modamafs.fuse.session")
     if options.standby and not wait_for_turn():
         return EXIT_PLANNED
-    return trio.run(serve_mount, spec, options.runtime, options.fd)
+    return trio.run(serve_mount, spec, options.runtime, options.fd, options.watch_fd)
 
 
 def wait_for_turn() -> bool:
@@ -88,9 +93,9 @@ def set_limits() -> None:
     _volume.drop_capability(CAP_SYS_RESOURCE)
 
 
-async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
+async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int, watch_fd: int | None) -> int:
     """Serve until the mount is gone or a planned end is asked for."""
-    from modamafs.fuse.operations import Operations
+    from modamafs.fuse.operations import Operations, Timeouts
     from modamafs.fuse.session import Session, backing_files
 
     set_limits()
@@ -108,6 +113,7 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
             view=spec.shows,
             read_only=spec.read_only,
             failpoint=runtime / "failpoint" if failpoints else None,
+            written=Written(runtime / WRITTEN) if watch_fd is not None else None,
         )
         async with trio.open_nursery() as nursery:
             extractor = Extractor(
@@ -121,6 +127,8 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
             def missing(session: bytes, path: bytes) -> None:
                 in_turn(extractor.request, session, path)
 
+            index_dir = Path(spec.index_dir) if spec.index_dir else None
+            watch = Watch(runtime, fuse_fd, watch_fd, recorded=extractor.request)
             jobs = Jobs(spec.store)
             ctl = Ctl(jobs, nursery, read_only=spec.read_only)
             shown = Shown(
@@ -131,6 +139,7 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
                 views_name=os.fsencode(config.views.name),
                 listed=config.landing.listed,
                 missing=missing,
+                indexed=None if index_dir is None else index.sessions_of(watch, index_dir),
             )
             operations = Operations(
                 tree,
@@ -138,14 +147,18 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int) -> int:
                 ctl,
                 Recorded(tree, is_wanted, extractor.request),
                 nursery,
-                attribute_timeout_s=spec.attribute_timeout_s,
-                entry_timeout_s=spec.entry_timeout_s,
+                timeouts=Timeouts(spec.attribute_timeout_s, spec.entry_timeout_s),
+                watched_timeout_s=spec.watch_timeout_s,
             )
+            watch.trust = operations.trust
             session.attach(operations, stack_depth=1)
-            await nursery.start(serve, runtime / "control.sock", commands(session, tree, jobs))
+            answers = commands(session, tree, jobs, watch, index_dir)
+            await nursery.start(serve, runtime / "control.sock", answers)
             await nursery.start(stop_on_sigterm, session)
             nursery.start_soon(look_after_seals, tree, jobs)
             nursery.start_soon(extractor.run)
+            if watch_fd is not None or spec.index_dir:
+                nursery.start_soon(watch.run)
             log.info("serving store=%s mountpoint=%s", spec.store, spec.mountpoint)
             await session.serve()
             nursery.cancel_scope.cancel()
@@ -159,16 +172,20 @@ async def look_after_seals(tree: Tree, jobs: Jobs) -> None:
 
     The list of seals is made where it is missing.
     """
-    try:
-        await trio.to_thread.run_sync(tree.find_seals)
-        if tree.read_only:
-            return
-        left = await trio.to_thread.run_sync(
-            lambda: list(interrupted(tree.store, tree.seals.listed()))
-        )
-    except OSError as error:
-        log.warning("search-for-seals-failed error=%s", error)
-        return
+    while True:
+        try:
+            await trio.to_thread.run_sync(tree.find_seals)
+            if tree.read_only:
+                return
+            left = await trio.to_thread.run_sync(
+                lambda: list(interrupted(tree.store, tree.seals.listed()))
+            )
+            break
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                log.warning("search-for-seals-failed error=%s", error)
+                return
+        await trio.sleep(SEARCH_AGAIN_S)  # a directory was moved away under it
     async with trio.open_nursery() as nursery:
         nursery.start_soon(resume_all, jobs, [os.fsdecode(path) for path in left])
         nursery.start_soon(watch_worms, tree.store)
@@ -196,7 +213,9 @@ async def stop_on_sigterm(
             session.stop()
 
 
-def commands(session: Any, tree: Tree, jobs: Jobs) -> dict[str, Command]:
+def commands(
+    session: Any, tree: Tree, jobs: Jobs, watch: Watch, index_dir: Path | None
+) -> dict[str, Command]:
     """What the control socket answers."""
 
     async def status(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
@@ -204,6 +223,8 @@ def commands(session: Any, tree: Tree, jobs: Jobs) -> dict[str, Command]:
             **session.facts(),
             "open_handles": len(tree.handles),
             "sealed_trees": len(tree.seals.listed()),
+            "watching": watch.is_watching,
+            "index": watch.index,
         }
 
     def admit(wanted: Order, peer: Caller) -> None:
@@ -243,6 +264,7 @@ def commands(session: Any, tree: Tree, jobs: Jobs) -> dict[str, Command]:
         "progress": progress,
         "cancel": cancel,
         **catalogue.commands(tree),
+        **index.commands(tree, watch, index_dir),
         **{verb: ordered(verb) for verb in verbs},
     }
 

@@ -71,13 +71,16 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 @pytest.fixture(scope="session")
-def workshop() -> Iterator[Workshop]:
+def workshop(request: pytest.FixtureRequest) -> Iterator[Workshop]:
     """File systems and mounts that are shared by all tests, and gone afterwards."""
     global _janitor
     directory = Path(tempfile.mkdtemp(prefix="modamafs-tests-", dir="/var/tmp"))
     directory.chmod(0o755)
     _janitor = Janitor(directory)
+    # The test that asks first is under way already.
+    _janitor.expect_done_within(0.8 * float(request.config.getini("timeout") or 0))
     os.environ["MODAMAFS_RUNTIME_DIR"] = str(directory / "run")
+    os.environ["MODAMAFS_INDEX_DIR"] = str(directory / "index")
     try:
         with contextlib.ExitStack() as stack:
             yield Workshop(directory, stack)

@@ -44,6 +44,7 @@
 #include <fuse_lowlevel.h>
 #include <poll.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -114,6 +115,12 @@ struct entry_out {
     uint32_t entry_valid_nsec, attr_valid_nsec;
     uint64_t ino, size, blocks, atime, mtime, ctime;
     uint32_t atimensec, mtimensec, ctimensec, mode, nlink, uid, gid, rdev, blksize, flags;
+};
+
+struct attr_out {
+    uint64_t valid;
+    uint32_t valid_nsec, dummy;
+    char attr[sizeof(struct entry_out) - offsetof(struct entry_out, ino)];
 };
 
 struct direntplus {
@@ -379,6 +386,151 @@ EXPORT int fuse_reply_create(fuse_req_t req, const struct fuse_entry_param *e,
     return fuse_reply_buf(req, (const char *)&out, sizeof out);
 }
 
+/* ---- attributes ------------------------------------------------------------------------------ */
+
+static uint64_t number(PyObject *attributes, int field)
+{
+    return PyLong_AsUnsignedLongLongMask(PyTuple_GET_ITEM(attributes, field));
+}
+
+static void put_nanoseconds(PyObject *attributes, int field, uint64_t *seconds, uint32_t *nanoseconds)
+{
+    int64_t ns = (int64_t)number(attributes, field);
+    int64_t rest = ns % 1000000000;
+
+    if (rest < 0) /* before 1970 */
+        rest += 1000000000;
+    *seconds = (uint64_t)((ns - rest) / 1000000000);
+    *nanoseconds = (uint32_t)rest;
+}
+
+/* The fields of modamafs.model.Attributes, in their order. */
+static void put_entry(struct entry_out *to, PyObject *attributes)
+{
+    to->ino = number(attributes, 0);
+    to->generation = number(attributes, 1);
+    to->mode = (uint32_t)number(attributes, 2);
+    to->nlink = (uint32_t)number(attributes, 3);
+    to->uid = (uint32_t)number(attributes, 4);
+    to->gid = (uint32_t)number(attributes, 5);
+    to->rdev = (uint32_t)number(attributes, 6);
+    to->size = number(attributes, 7);
+    to->blocks = number(attributes, 8);
+    to->blksize = (uint32_t)number(attributes, 9);
+    put_nanoseconds(attributes, 10, &to->atime, &to->atimensec);
+    put_nanoseconds(attributes, 11, &to->mtime, &to->mtimensec);
+    put_nanoseconds(attributes, 12, &to->ctime, &to->ctimensec);
+}
+
+/* ---- the requests that there are most of ------------------------------------------------------ */
+
+/*
+ * LOOKUP, GETATTR and GETXATTR are asked of plain functions, and answered from here: a coroutine and
+ * an object for the attributes would cost more than the answer. What a function returns:
+ *
+ *   a tuple (Attributes), or bytes for GETXATTR    the answer
+ *   an int                                         an errno; 0 from lookup: no such entry, which the
+ *                                                  kernel may believe as long as an entry
+ *   NotImplemented                                 pyfuse3's handler is to be asked
+ */
+static struct {
+    struct fuse_lowlevel_ops slow; /* pyfuse3's */
+    PyObject *lookup, *getattr, *getxattr, *changing;
+    uint64_t root_ino;
+    double entry_s, attribute_s, changing_s;
+} quick;
+
+static double attributes_valid_s(PyObject *attributes)
+{
+    int changes = quick.changing && PySet_GET_SIZE(quick.changing)
+        ? PySet_Contains(quick.changing, PyTuple_GET_ITEM(attributes, 0)) : 0;
+    return changes ? quick.changing_s : quick.attribute_s;
+}
+
+/* Deals with all but an answer of `type`: true when nothing is left to be done. */
+static bool refused(fuse_req_t req, PyObject *found, PyTypeObject *type)
+{
+    if (found && PyObject_TypeCheck(found, type))
+        return false;
+    if (!found)
+        PyErr_WriteUnraisable(NULL);
+    fuse_reply_err(req, found && PyLong_Check(found) ? (int)PyLong_AsLong(found) : EIO);
+    return true;
+}
+
+static void on_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *found = quick.lookup
+        ? PyObject_CallFunction(quick.lookup, "Ky", (unsigned long long)parent, name)
+        : Py_NewRef(Py_NotImplemented);
+    bool slow = found == Py_NotImplemented;
+    struct entry_out out = {0};
+
+    put_timeout(quick.entry_s, &out.entry_valid, &out.entry_valid_nsec);
+    if (!slow && found && PyLong_Check(found) && !PyLong_AsLong(found)) {
+        fuse_reply_buf(req, (const char *)&out, sizeof out);
+    } else if (!slow && !refused(req, found, &PyTuple_Type)) {
+        put_entry(&out, found);
+        if (out.ino == quick.root_ino)
+            out.ino = FUSE_ROOT_ID;
+        out.nodeid = out.ino;
+        put_timeout(attributes_valid_s(found), &out.attr_valid, &out.attr_valid_nsec);
+        fuse_reply_buf(req, (const char *)&out, sizeof out);
+    }
+    Py_XDECREF(found);
+    PyGILState_Release(gil);
+    if (slow)
+        quick.slow.lookup(req, parent, name);
+}
+
+static void on_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *found = quick.getattr
+        ? PyObject_CallFunction(quick.getattr, "K", (unsigned long long)ino)
+        : Py_NewRef(Py_NotImplemented);
+    bool slow = found == Py_NotImplemented;
+
+    if (!slow && !refused(req, found, &PyTuple_Type)) {
+        struct entry_out entry = {0};
+        struct attr_out out = {0};
+
+        put_entry(&entry, found);
+        put_timeout(attributes_valid_s(found), &out.valid, &out.valid_nsec);
+        memcpy(out.attr, &entry.ino, sizeof out.attr);
+        fuse_reply_buf(req, (const char *)&out, sizeof out);
+    }
+    Py_XDECREF(found);
+    PyGILState_Release(gil);
+    if (slow)
+        quick.slow.getattr(req, ino, fi);
+}
+
+static void on_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *found = quick.getxattr
+        ? PyObject_CallFunction(quick.getxattr, "Ky", (unsigned long long)ino, name)
+        : Py_NewRef(Py_NotImplemented);
+    bool slow = found == Py_NotImplemented;
+
+    if (!slow && !refused(req, found, &PyBytes_Type)) {
+        size_t length = (size_t)PyBytes_GET_SIZE(found);
+
+        if (!size)
+            fuse_reply_xattr(req, length);
+        else if (length > size)
+            fuse_reply_err(req, ERANGE);
+        else
+            fuse_reply_buf(req, PyBytes_AS_STRING(found), length);
+    }
+    Py_XDECREF(found);
+    PyGILState_Release(gil);
+    if (slow)
+        quick.slow.getxattr(req, ino, name, size);
+}
+
 /* ---- requests that pyfuse3 has no handler for ------------------------------------------------- */
 
 /* Calls the handler with (opcode, req, ino, uid, gid, pid, *arguments); steals `arguments`. */
@@ -478,6 +630,10 @@ EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
         return NULL;
     }
     memcpy(&filled, op, op_size < sizeof filled ? op_size : sizeof filled);
+    quick.slow = filled;
+    filled.lookup = on_lookup;
+    filled.getattr = on_getattr;
+    filled.getxattr = on_getxattr;
     filled.write_buf = NULL; /* one copy less through write */
     filled.setxattr = on_setxattr;
     filled.ioctl = on_ioctl;
@@ -546,6 +702,10 @@ static PyObject *py_detach(PyObject *self, PyObject *unused)
     channel.fd = channel.init_fd = -1;
     channel.attached = channel.replay = false;
     Py_CLEAR(channel.handler);
+    Py_CLEAR(quick.lookup);
+    Py_CLEAR(quick.getattr);
+    Py_CLEAR(quick.getxattr);
+    Py_CLEAR(quick.changing);
     Py_RETURN_NONE;
 }
 
@@ -671,40 +831,6 @@ PyDoc_STRVAR(pack_entries_doc,
 "into `size` bytes, and how many those are. Entries on another device than `dev` are named only.\n"
 "`changing` holds the inode numbers whose attributes are not to be believed for long.");
 
-static uint64_t number(PyObject *attributes, int field)
-{
-    return PyLong_AsUnsignedLongLongMask(PyTuple_GET_ITEM(attributes, field));
-}
-
-static void put_nanoseconds(PyObject *attributes, int field, uint64_t *seconds, uint32_t *nanoseconds)
-{
-    int64_t ns = (int64_t)number(attributes, field);
-    int64_t rest = ns % 1000000000;
-
-    if (rest < 0) /* before 1970 */
-        rest += 1000000000;
-    *seconds = (uint64_t)((ns - rest) / 1000000000);
-    *nanoseconds = (uint32_t)rest;
-}
-
-/* The fields of modamafs.model.Attributes, in their order. */
-static void put_entry(struct entry_out *to, PyObject *attributes)
-{
-    to->ino = number(attributes, 0);
-    to->generation = number(attributes, 1);
-    to->mode = (uint32_t)number(attributes, 2);
-    to->nlink = (uint32_t)number(attributes, 3);
-    to->uid = (uint32_t)number(attributes, 4);
-    to->gid = (uint32_t)number(attributes, 5);
-    to->rdev = (uint32_t)number(attributes, 6);
-    to->size = number(attributes, 7);
-    to->blocks = number(attributes, 8);
-    to->blksize = (uint32_t)number(attributes, 9);
-    put_nanoseconds(attributes, 10, &to->atime, &to->atimensec);
-    put_nanoseconds(attributes, 11, &to->mtime, &to->mtimensec);
-    put_nanoseconds(attributes, 12, &to->ctime, &to->ctimensec);
-}
-
 static PyObject *py_pack_entries(PyObject *self, PyObject *args)
 {
     PyObject *entries, *changing;
@@ -757,6 +883,42 @@ static PyObject *py_pack_entries(PyObject *self, PyObject *args)
     return Py_BuildValue("(Nn)", packed, index - start);
 }
 
+PyDoc_STRVAR(set_quick_doc,
+"set_quick(lookup, getattr, getxattr, root_ino, changing) -> None\n\n"
+"Answer these requests with lookup(parent, name), getattr(node) and getxattr(node, name): each returns\n"
+"what was found (Attributes, or bytes), an errno, or NotImplemented for pyfuse3's own handler. 0 from\n"
+"lookup: there is no such entry. `root_ino` is the inode number of node 1; `changing` is a set of inode\n"
+"numbers, looked at for every answer.");
+
+static PyObject *py_set_quick(PyObject *self, PyObject *args)
+{
+    PyObject *lookup, *getattr, *getxattr, *changing;
+    unsigned long long root_ino;
+    (void)self;
+
+    if (!PyArg_ParseTuple(args, "OOOKO!", &lookup, &getattr, &getxattr, &root_ino, &PySet_Type,
+                          &changing))
+        return NULL;
+    Py_XSETREF(quick.lookup, Py_NewRef(lookup));
+    Py_XSETREF(quick.getattr, Py_NewRef(getattr));
+    Py_XSETREF(quick.getxattr, Py_NewRef(getxattr));
+    Py_XSETREF(quick.changing, Py_NewRef(changing));
+    quick.root_ino = root_ino;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(set_timeouts_doc,
+"set_timeouts(entry_s, attribute_s, changing_s) -> None\n\n"
+"For how long the kernel may believe what the quick functions answer.");
+
+static PyObject *py_set_timeouts(PyObject *self, PyObject *args)
+{
+    (void)self;
+    if (!PyArg_ParseTuple(args, "ddd", &quick.entry_s, &quick.attribute_s, &quick.changing_s))
+        return NULL;
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(seen_doc, "seen() -> list[int]\n\nHow many requests were read, by opcode.");
 
 static PyObject *py_seen(PyObject *self, PyObject *unused)
@@ -785,6 +947,8 @@ static PyMethodDef module_methods[] = {
     {"set_open", py_set_open, METH_VARARGS, set_open_doc},
     {"reply", py_reply, METH_VARARGS, reply_doc},
     {"pack_entries", py_pack_entries, METH_VARARGS, pack_entries_doc},
+    {"set_quick", py_set_quick, METH_VARARGS, set_quick_doc},
+    {"set_timeouts", py_set_timeouts, METH_VARARGS, set_timeouts_doc},
     {"seen", py_seen, METH_NOARGS, seen_doc},
     {0},
 };
@@ -802,6 +966,7 @@ PyMODINIT_FUNC PyInit__channel(void)
     _Static_assert(sizeof(struct request) == 40, "fuse_in_header");
     _Static_assert(sizeof(struct init_out) == 64, "fuse_init_out");
     _Static_assert(sizeof(struct entry_out) == 128, "fuse_entry_out");
+    _Static_assert(sizeof(struct attr_out) == 104, "fuse_attr_out");
     _Static_assert(sizeof(struct direntplus) == 152, "fuse_direntplus");
     return PyModule_Create(&module);
 }

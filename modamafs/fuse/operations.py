@@ -16,7 +16,7 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyfuse3
 import trio
@@ -61,6 +61,9 @@ LISTED_DIRECTORIES = 4096
 CHANGING_TIMEOUT_S = 0.0
 """How long the kernel may believe attributes that change without its noticing; see ``Handle``."""
 
+NOT_QUICK: int = NotImplemented
+"""Says to the channel that pyfuse3's handler is to be asked."""
+
 WRITE_OUT = struct.Struct("=II")
 LSEEK_OUT = struct.Struct("=Q")
 STATX_OUT = struct.Struct("=QII16x IIQIIIH2xQQQQ qI4xqI4xqI4xqI4x IIII112x")
@@ -91,6 +94,17 @@ def reply(req: int, error: int, payload: bytes = b"") -> None:
         log.error("reply-refused errno=%s", failure.errno)
 
 
+class Timeouts(NamedTuple):
+    """For how long the kernel may believe what it was told, in seconds."""
+
+    attributes_s: float
+    entries_s: float
+
+    def at_least(self, trusted_s: float) -> Timeouts:
+        """The same for what is watched; what must not be believed at all stays so."""
+        return Timeouts(*(max(one, trusted_s) if one else one for one in self))
+
+
 class Operations(pyfuse3.Operations):
     """The file system as pyfuse3 wants it."""
 
@@ -106,14 +120,16 @@ class Operations(pyfuse3.Operations):
         recorded: Recorded,
         nursery: trio.Nursery,
         *,
-        attribute_timeout_s: float,
-        entry_timeout_s: float,
+        timeouts: Timeouts,
+        watched_timeout_s: float,
     ) -> None:
+        """``watched_timeout_s``: how long things may be believed while the store is watched."""
         super().__init__()
         self.tree = tree
         self._nursery = nursery
-        self._attribute_timeout_s = attribute_timeout_s
-        self._entry_timeout_s = entry_timeout_s
+        self._unwatched = timeouts
+        self._watched = timeouts.at_least(watched_timeout_s)
+        self._timeouts = timeouts
         self._threads = trio.CapacityLimiter(16)
         self._virtual = Virtual(shown, tree.handles, self._in_thread, commands)
         self._scheduler = scheduler(pyfuse3)
@@ -131,6 +147,15 @@ class Operations(pyfuse3.Operations):
             47: self._copy_file_range,
         }
         self._listed: OrderedDict[int, float] = OrderedDict()
+        self.trust(watched=False)
+
+    def trust(self, watched: bool) -> None:
+        """From now on, what changes on the store is noticed at once, or is not."""
+        self._timeouts = self._watched if watched else self._unwatched
+        self._listed.clear()
+        _channel.set_timeouts(
+            self._timeouts.entries_s, self._timeouts.attributes_s, CHANGING_TIMEOUT_S
+        )
 
     async def _in_thread(
         self,
@@ -158,12 +183,14 @@ class Operations(pyfuse3.Operations):
             entry.st_gid, entry.st_rdev, entry.st_size, entry.st_blocks, entry.st_blksize,
             entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns, _, _, _,
         ) = found  # fmt: skip
-        entry.attr_timeout = self._attribute_timeout_s
-        entry.entry_timeout = self._entry_timeout_s
-        if is_virtual(found.ino) and not self._virtual.is_lasting(found.ino):
-            entry.attr_timeout = entry.entry_timeout = 0.0
-        if found.ino in self._changing:
-            entry.attr_timeout = min(self._attribute_timeout_s, CHANGING_TIMEOUT_S)
+        entry.attr_timeout, entry.entry_timeout = self._timeouts
+        if is_virtual(found.ino):
+            if self._virtual.is_lasting(found.ino):
+                entry.attr_timeout, entry.entry_timeout = self._unwatched
+            else:
+                entry.attr_timeout = entry.entry_timeout = 0.0
+        elif found.ino in self._changing:
+            entry.attr_timeout = CHANGING_TIMEOUT_S
         return entry
 
     def _entry(self, found: Attributes) -> EntryAttributes:
@@ -173,6 +200,38 @@ class Operations(pyfuse3.Operations):
             entry.st_ino = ROOT
         return entry
 
+    # The three below answer most requests, without a coroutine: see ``_channel.set_quick``. What
+    # they leave over, pyfuse3's handlers of the same names answer.
+
+    def quick_lookup(self, parent: int, name: bytes) -> Attributes | int:
+        """What an entry of the store is."""
+        try:
+            if self._virtual.has(parent, name):
+                return NOT_QUICK
+            found = self.tree.lookup(parent, name)
+        except Exception as error:
+            return errno_of(error, "lookup")
+        if found is None:
+            return errno.ENOENT if self._timeouts is self._unwatched else 0
+        return found
+
+    def quick_getattr(self, node: int) -> Attributes | int:
+        """The attributes of an inode of the store."""
+        try:
+            return NOT_QUICK if is_virtual(node) else self.tree.getattr(node)
+        except Exception as error:
+            return errno_of(error, "getattr")
+
+    def quick_getxattr(self, node: int, name: bytes) -> bytes | int:
+        """An extended attribute of an inode of the store."""
+        try:
+            if is_virtual(node):
+                return NOT_QUICK
+            value = self.tree.getxattr(node, name)
+        except Exception as error:
+            return errno_of(error, "getxattr")
+        return errno.ENODATA if value is None else value
+
     @slow_handler
     async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if self._virtual.has(parent, name):
@@ -180,8 +239,17 @@ class Operations(pyfuse3.Operations):
         else:
             found = self.tree.lookup(parent, name)
         if found is None:
-            raise FUSEError(errno.ENOENT)
+            return self._nothing()
         return self._entry(found)
+
+    def _nothing(self) -> EntryAttributes:
+        """There is no such entry, which the kernel may believe as long as the store is watched."""
+        if self._timeouts is self._unwatched:
+            raise FUSEError(errno.ENOENT)
+        entry = EntryAttributes()
+        entry.st_ino = 0
+        entry.entry_timeout = self._timeouts.entries_s
+        return entry
 
     async def forget(self, inode_list: object) -> None:
         """Nothing is kept of what the kernel knows (the channel does not even ask)."""
@@ -428,7 +496,7 @@ class Operations(pyfuse3.Operations):
         now = time.monotonic()
         if self._listed.get(inode, 0.0) > now:
             return True
-        self._listed[inode] = now + self._entry_timeout_s
+        self._listed[inode] = now + self._timeouts.entries_s
         self._listed.move_to_end(inode)
         if len(self._listed) > LISTED_DIRECTORIES:
             self._listed.popitem(last=False)
@@ -464,15 +532,17 @@ class Operations(pyfuse3.Operations):
 
     def _readdirplus(self, ino: int, caller: Caller, fh: int, offset: int, size: int) -> bytes:
         handle, entries = self._entries(fh, offset, caller)
+        is_ours = bool(entries[handle.position :]) and is_virtual(entries[handle.position][2].ino)
+        timeouts = self._unwatched if is_ours else self._timeouts
         packed, count = _channel.pack_entries(
             entries,
             handle.position,
             size,
             self.tree.store.volume.dev,
-            self._entry_timeout_s,
-            self._attribute_timeout_s,
+            timeouts.entries_s,
+            timeouts.attributes_s,
             self._changing,
-            min(self._attribute_timeout_s, CHANGING_TIMEOUT_S),
+            CHANGING_TIMEOUT_S,
         )
         if count:
             handle.position += count

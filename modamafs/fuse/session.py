@@ -43,6 +43,13 @@ class Session(AbstractContextManager["Session"]):
         init_fd = os.open(self._init_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         wanted = WANTED_WITH_PASSTHROUGH if self._passthrough else WANTED
         _channel.attach(self._fuse_fd, init_fd, wanted, stack_depth, operations.extra)
+        _channel.set_quick(
+            operations.quick_lookup,
+            operations.quick_getattr,
+            operations.quick_getxattr,
+            operations.tree.inodes.root_ino,
+            operations.tree.handles.changing,
+        )
         pyfuse3.init(operations, "/", set())
         if not _channel.attached():
             raise RuntimeError("libfuse did not take the channel: its symbols were not interposed")

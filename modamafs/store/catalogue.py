@@ -110,6 +110,14 @@ def load(dir_fd: int, kind: type[Record]) -> Loaded[Record]:
     return Loaded(None, " ".join(f".modama/{name.decode()} {why}".split()), data)
 
 
+def from_text(text: str, kind: type[Record]) -> Record | None:
+    """A record of its text; None: it can't be understood."""
+    try:
+        return _converted(_parsed(text.encode("utf-8", "surrogateescape")), kind)
+    except (msgspec.ValidationError, ValueError, RecursionError):
+        return None
+
+
 def _read(dir_fd: int, name: bytes) -> bytes | None:
     """None: there is no record. ValueError: it is no file, or too large. OSError."""
     try:

@@ -28,6 +28,7 @@ from modamafs.tree.inodes import Inodes
 from modamafs.tree.journal import Intent, Journal
 from modamafs.tree.scope import Scope
 from modamafs.tree.state import State
+from modamafs.watch.written import Written
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +66,12 @@ class Tree:
         read_only: bool = False,
         failpoint: Path | None = None,
         scope: Scope | None = None,
+        written: Written | None = None,
     ) -> None:
         """``backing_files`` is None where all bytes go through this process (the fallback).
 
-        ``scope`` is closed with the tree; None: the whole store.
+        ``scope`` is closed with the tree; None: the whole store. ``written`` is told of what is
+        opened for writing; None: nobody asks.
         """
         self.store = store
         self.scope = scope or Scope(store)
@@ -80,6 +83,7 @@ class Tree:
         self._state = state
         self._volume = store.volume
         self._backing_files = backing_files
+        self._written = written
         lost = state.lost_registration()
         if lost is not None and backing_files is not None:
             if lost not in self.handles.backing_ids():
@@ -640,6 +644,8 @@ class Tree:
             )
             if backing_id:
                 self._state.end_registration(backing_id)
+            if self._written is not None and handle.writable:
+                self._written.note(attributes.ino, opened=True)
         except BaseException:
             os.close(fd)
             if backing_id and backing_id not in self.handles.backing_ids():
@@ -683,6 +689,8 @@ class Tree:
         handle, backing_id = removed
         if backing_id:
             self._close_backing_file(backing_id)
+        if self._written is not None and handle.writable:
+            self._written.note(self.inodes.ino(handle.ino), opened=False)
         return handle.take_fd()
 
     def _close_backing_file(self, backing_id: int) -> None:

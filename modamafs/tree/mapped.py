@@ -19,6 +19,7 @@ from modamafs.tree.core import BackingFiles, Tree, is_reserved_xattr
 from modamafs.tree.handles import Entry, Handle
 from modamafs.tree.scope import Scope, scope_of
 from modamafs.tree.state import State
+from modamafs.watch.written import Written
 
 SET_ID = stat.S_ISUID | stat.S_ISGID
 RENAME_WHITEOUT = 4
@@ -38,10 +39,17 @@ class MappedTree(Tree):
         read_only: bool = False,
         failpoint: Path | None = None,
         scope: Scope | None = None,
+        written: Written | None = None,
     ) -> None:
         """``uid`` and ``gid`` are whom everything belongs to."""
         super().__init__(
-            store, state, backing_files, read_only=read_only, failpoint=failpoint, scope=scope
+            store,
+            state,
+            backing_files,
+            read_only=read_only,
+            failpoint=failpoint,
+            scope=scope,
+            written=written,
         )
         self._uid = uid
         self._gid = gid
@@ -184,12 +192,19 @@ def tree_of(
     view: ViewSpec | None,
     read_only: bool,
     failpoint: Path | None,
+    written: Written | None,
 ) -> Tree:
     """The tree of a mount of the store, or of a view. MountRefused: what the view shows is gone."""
     scope = scope_of(store, view)
     if view is None or view.uid is None or view.gid is None:
         return Tree(
-            store, state, backing_files, read_only=read_only, failpoint=failpoint, scope=scope
+            store,
+            state,
+            backing_files,
+            read_only=read_only,
+            failpoint=failpoint,
+            scope=scope,
+            written=written,
         )
     return MappedTree(
         store,
@@ -200,4 +215,5 @@ def tree_of(
         read_only=read_only,
         failpoint=failpoint,
         scope=scope,
+        written=written,
     )

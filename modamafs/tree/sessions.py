@@ -1,7 +1,8 @@
-"""All sessions of a store, for the views: looked for anew where a directory has changed.
+"""All sessions of a store, for the views: from the index, or, without one, from the store itself.
 
-The store is walked no deeper than the sessions. What a session's records say is read again only
-when one of them is another by now. (The index will answer this for large stores.)
+Without an index, the store is walked no deeper than the sessions. What a session's records say is
+read again only when one of them is another by now. Who may enter a directory is asked of the store
+in either case.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import os
 import pwd
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from modamafs.catalog import Project
+from modamafs.catalog import Project, Session
+from modamafs.index.sessions import IndexedSession
 from modamafs.model import RECORDS, Caller
 from modamafs.policy import access
 from modamafs.store.backing import Store
-from modamafs.store.catalogue import directories, read_project, read_session
+from modamafs.store.catalogue import directories, from_text, read_project, read_session
 from modamafs.tree.privacy import acl_of
 from modamafs.views import SessionFacts
 
@@ -47,8 +49,15 @@ def _door(fd: int) -> Door:
 class Sessions:
     """The list of one store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(
+        self, store: Store, indexed: Callable[[], list[IndexedSession] | None] | None = None
+    ) -> None:
+        """``indexed``: what the index has, as things are now; None, or None from it: nothing."""
         self._store = store
+        self._indexed = indexed
+        self._listed: list[IndexedSession] | None = None
+        self._from_index: dict[str, tuple[IndexedSession, SessionFacts]] = {}
+        self._times: dict[str, int] = {}
         self._known: dict[str, tuple[tuple[int, ...], SessionFacts]] = {}
         self._all: list[SessionFacts] = []
         self._looked_at_s = -BELIEVED_S
@@ -58,18 +67,71 @@ class Sessions:
 
     def all(self) -> list[SessionFacts]:
         """Every session that has a record, or lies where sessions lie, sorted by path."""
-        now_s = time.monotonic()
-        if now_s - self._looked_at_s >= BELIEVED_S:
-            known: dict[str, tuple[tuple[int, ...], SessionFacts]] = {}
-            doors: dict[str, Door] = {}
-            for stamp, facts in self._look(doors):
-                known[facts.path] = stamp, facts
-            if (known, doors) != (self._known, self._doors):
-                self._known, self._doors = known, doors
-                self._all = [facts for _, facts in known.values()]
-                self.generation += 1
-            self._looked_at_s = now_s
+        if time.monotonic() - self._looked_at_s < BELIEVED_S:
+            return self._all
+        listed = self._indexed() if self._indexed is not None else None
+        if listed is None:
+            self._walk()
+        elif listed is not self._listed:
+            self._take(listed)
+        self._looked_at_s = time.monotonic()
         return self._all
+
+    def _walk(self) -> None:
+        """Look at the store itself."""
+        self._listed, self._from_index, self._times = None, {}, {}
+        known: dict[str, tuple[tuple[int, ...], SessionFacts]] = {}
+        doors: dict[str, Door] = {}
+        for stamp, facts in self._look(doors):
+            known[facts.path] = stamp, facts
+        if (known, doors) != (self._known, self._doors):
+            self._known, self._doors = known, doors
+            self._all = [facts for _, facts in known.values()]
+            self.generation += 1
+
+    def _take(self, listed: list[IndexedSession]) -> None:
+        """Make facts of what the index has, of those that are others by now."""
+        before = self._from_index
+        found: dict[str, tuple[IndexedSession, SessionFacts]] = {}
+        doors: dict[str, Door] = {}
+        times: dict[str, int] = {}
+        for one in listed:
+            if one.is_hidden:
+                continue
+            project = one.area + b"/" + one.project
+            raw = project + b"/" + one.session
+            try:
+                self._look_at_door(one.area, one.area_ctime_ns, doors, times)
+                self._look_at_door(project, one.project_ctime_ns, doors, times)
+                self._look_at_door(raw, one.session_ctime_ns, doors, times)
+            except OSError:  # removed meanwhile
+                continue
+            path = os.fsdecode(raw)
+            known = before.get(path)
+            is_known = known is not None and known[0] == one
+            found[path] = known if known and is_known else (one, _facts(path, one))
+        self._from_index = found
+        self._listed, self._times, self._doors = listed, times, doors
+        self._known = {}
+        self._all = [facts for _, facts in found.values()]
+        self.generation += 1
+
+    def _look_at_door(
+        self, raw: bytes, ctime_ns: int, doors: dict[str, Door], times: dict[str, int]
+    ) -> None:
+        """Ask the store only where a directory's ctime is another than when it was asked last."""
+        path = os.fsdecode(raw)
+        if path in doors:
+            return
+        if self._times.get(path) == ctime_ns:
+            doors[path] = self._doors[path]
+        else:
+            fd = os.open(raw, _PATH, dir_fd=self._store.root_fd)
+            try:
+                doors[path] = _door(fd)
+            finally:
+                os.close(fd)
+        times[path] = ctime_ns
 
     def of(self, caller: Caller) -> list[SessionFacts]:
         """Those that the caller can reach, and read the names in.
@@ -160,6 +222,22 @@ class Sessions:
             mtime_ns=found.st_mtime_ns,
             sealed=sealed,
         )
+
+
+def _facts(path: str, one: IndexedSession) -> SessionFacts:
+    record = None if one.session_record is None else from_text(one.session_record, Session)
+    project = None if one.project_record is None else from_text(one.project_record, Project)
+    return SessionFacts(
+        path=path,
+        area=os.fsdecode(one.area),
+        project_name=os.fsdecode(one.project),
+        session_name=os.fsdecode(one.session),
+        session=record,
+        project=project,
+        owner=record.owner.user or record.owner.name if record else _login(one.uid),
+        mtime_ns=one.mtime_ns,
+        sealed=one.sealed,
+    )
 
 
 def _changed(dir_fd: int, path: bytes) -> int:

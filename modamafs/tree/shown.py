@@ -13,20 +13,28 @@ from __future__ import annotations
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from modamafs import landing, views
 from modamafs.errors import StaleHandle
+from modamafs.index.sessions import IndexedSession
 from modamafs.landing.facts import Facts
 from modamafs.model import RECORDS, ROOT, Attributes, Caller, is_own_name
 from modamafs.policy import access
 from modamafs.store.backing import path_of
 from modamafs.store.records import names_in, open_plain
 from modamafs.tree.core import Tree, is_own_path
-from modamafs.tree.facts import PROJECT_DEPTH, SESSION_DEPTH, Gatherer, Told, depth_of
+from modamafs.tree.facts import (
+    PROJECT_DEPTH,
+    SESSION_DEPTH,
+    Gatherer,
+    Told,
+    depth_of,
+    session_of,
+)
 from modamafs.tree.privacy import Privacy, acl_of, with_groups
 from modamafs.tree.sessions import Sessions
 from modamafs.tree.virtual import (
@@ -74,11 +82,13 @@ class Shown:
         views_name: bytes = b"views",
         listed: bool = False,
         missing: Told | None = None,
+        indexed: Callable[[], list[IndexedSession] | None] | None = None,
     ) -> None:
         """``tree`` is the mounted store; an empty name leaves that tree out of the root.
 
         ``listed``: whether directories list their ``.modama``. ``missing`` is told of each file
-        that is shown, and whose metadata are not known, or not right any more.
+        that is shown, and whose metadata are not known, or not right any more. ``indexed``: see
+        ``Sessions``.
         """
         self.tree = tree
         self.work = work
@@ -86,7 +96,7 @@ class Shown:
         self.table = Table(table)
         self.privacy = Privacy(tree.store)
         self.gatherer = Gatherer(tree.store, tree.seals, tree.scope, self.privacy, missing)
-        self.sessions = Sessions(tree.store)
+        self.sessions = Sessions(tree.store, indexed)
         self.at_root = {
             name: key
             for name, key in ((landing_name, Key(TREE, ROOT)), (views_name, Key(VIEWS, 0)))
@@ -327,7 +337,7 @@ class LandingDirectory:
         relative = self.relative()
         if not self._has_control(relative):
             return None
-        target = relative + b"/" + SESSIONS_RAW if depth_of(relative) == SESSION_DEPTH else relative
+        target = _target(relative)
         work = self._shown.work
         like, group_writes = self._of_session(relative)
         mode = 0o660 if group_writes else 0o600
@@ -342,7 +352,8 @@ class LandingDirectory:
 
         Its owner may seal it, and its group if that could change everything in it anyway.
         """
-        session = b"/".join(relative.split(b"/", SESSION_DEPTH)[:SESSION_DEPTH])
+        session = session_of(relative)
+        assert session is not None
         tree = self._shown.tree
         flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
         fd = os.open(session, flags, dir_fd=tree.store.root_fd)
@@ -355,8 +366,7 @@ class LandingDirectory:
 
     def progress(self, key: Key) -> Node:
         """How far the work on it is."""
-        relative = self.relative()
-        target = relative + b"/" + SESSIONS_RAW if depth_of(relative) == SESSION_DEPTH else relative
+        target = _target(self.relative())
         return Live(key, self.like(), text=lambda: self._shown.work.progress(target))
 
     def _stored(self, key: Key, path: bytes) -> Node | None:
@@ -416,6 +426,11 @@ class LandingDirectory:
                 if may_be_private and not self._shown.privacy.is_shown(fd, name, caller):
                     continue
                 yield name, stat.S_IFDIR
+
+
+def _target(relative: bytes) -> bytes:
+    """What is sealed and verified from there: of a session, what the instrument wrote."""
+    return relative + b"/" + SESSIONS_RAW if depth_of(relative) == SESSION_DEPTH else relative
 
 
 class ContentDirectory:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 MAGIC = b"modamaf1"
@@ -111,3 +112,24 @@ class State:
         last that was written down.
         """
         return self._last_id + 1 if self._registering else None
+
+
+def saved_handles(path: Path) -> Iterator[tuple[int, int]]:
+    """Inode number and open flags of every handle in the file, for who only looks."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if os.fstat(fd).st_size < SIZE_BYTES:
+            return
+        with mmap.mmap(fd, SIZE_BYTES, prot=mmap.PROT_READ) as memory:
+            magic, used, *_ = HEADER.unpack_from(memory)
+            for slot in range(used if magic == MAGIC else 0):
+                fh, ino, _, flags, *_ = HANDLE.unpack_from(
+                    memory, HANDLES_OFFSET + slot * HANDLE.size
+                )
+                if fh:
+                    yield ino, flags
+    finally:
+        os.close(fd)

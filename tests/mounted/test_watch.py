@@ -1,0 +1,294 @@
+"""What is changed directly on the store is seen through the mount, although the kernel caches."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from modamafs.control import client
+from tests.support.changes import Changer, look, snapshot
+from tests.support.mounts import Mount, wait_until
+from tests.support.targets import Workshop
+from tests.support.trees import remove
+
+LONG = ("-o", "watch_timeout_s=86400")
+PATIENCE_S = 20
+
+
+def sync(mount: Mount) -> None:
+    """Return when everything that has happened by now is noticed."""
+    assert client.call(mount.runtime, "sync", timeout_s=60) is True
+
+
+def is_watching(mount: Mount) -> bool:
+    return bool(mount.status().get("watching"))
+
+
+def watcher_pid(mount: Mount) -> int:
+    worker = mount.worker_pid()
+    for children in Path(f"/proc/{worker}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            if b"modamafs.watcher" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+    raise ProcessLookupError("no watcher")
+
+
+def has_another_watcher(mount: Mount, than: int) -> bool:
+    try:
+        return is_watching(mount) and watcher_pid(mount) != than
+    except ProcessLookupError:
+        return False
+
+
+@pytest.fixture
+def watched(mount: Mount) -> Mount:
+    wait_until(lambda: is_watching(mount), "the store to be watched")
+    return mount
+
+
+@pytest.fixture
+def mount(workshop: Workshop, store: Path) -> Iterator[Mount]:
+    (store / "d").mkdir()
+    with Mount(store, workshop.mountpoint(store.name), *LONG) as mount:
+        yield mount
+
+
+@pytest.fixture(params=["", "--no-passthrough"])
+def either(
+    request: pytest.FixtureRequest, workshop: Workshop, new_name: Callable[[], str]
+) -> Iterator[Mount]:
+    """With passthrough, and with the kernel caching what files hold."""
+    store = workshop.image("ext4").root / f"watch-{new_name()}"
+    (store / "d").mkdir(parents=True)
+    options = [*LONG, request.param] if request.param else LONG
+    with Mount(store, workshop.mountpoint(store.name), *options) as mount:
+        wait_until(lambda: is_watching(mount), "the store to be watched")
+        yield mount
+    remove(store)
+
+
+def assert_same(mount: Mount) -> None:
+    """Nothing stays wrong."""
+    sync(mount)
+    wanted = snapshot(mount.store / "d")
+    deadline_s = time.monotonic() + PATIENCE_S
+    while (found := snapshot(mount.root / "d")) != wanted:
+        if time.monotonic() > deadline_s:
+            paths = sorted(found.keys() | wanted.keys())
+            wrong = [path for path in paths if found.get(path) != wanted.get(path)]
+            lines = [f"{path}: {found.get(path)} != {wanted.get(path)}" for path in wrong[:5]]
+            raise AssertionError("\n".join([f"{len(wrong)} wrong", *lines]))
+        time.sleep(0.2)
+
+
+def test_the_kernel_does_remember(watched: Mount) -> None:
+    """Or nothing here would show anything."""
+    (watched.store / "d" / "file").write_bytes(b"1")
+    (watched.root / "d" / "file").stat()
+    before = watched.requests("LOOKUP"), watched.requests("GETATTR")
+    for _ in range(100):
+        (watched.root / "d" / "file").stat()
+        assert not (watched.root / "d" / "nothing").exists()
+    after = watched.requests("LOOKUP"), watched.requests("GETATTR")
+    assert after[0] - before[0] <= 10
+    assert after[1] - before[1] <= 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_thousands_of_random_changes(watched: Mount, seed: int) -> None:
+    changer = Changer(watched.store / "d", seed)
+    chooser = random.Random(seed)
+    for _ in range(40):
+        changer.change(40)
+        look(watched.root / "d", chooser)
+    assert_same(watched)
+
+
+def test_with_and_without_passthrough_while_others_look(either: Mount) -> None:
+    """Requests that are under way at the moment of a change must not leave what was before it."""
+    script = (
+        "import os, sys\n"
+        "while True:\n"
+        "    for directory, names, files in os.walk(sys.argv[1]):\n"
+        "        for name in [*names, *files]:\n"
+        "            try: os.stat(f'{directory}/{name}'); open(f'{directory}/{name}').close()\n"
+        "            except OSError: pass\n"
+    )
+    readers = [
+        subprocess.Popen([sys.executable, "-c", script, str(either.root / "d")]) for _ in range(2)
+    ]
+    try:
+        Changer(either.store / "d", 7).change(3000)
+    finally:
+        for reader in readers:
+            reader.kill()
+            reader.wait()
+    assert_same(either)
+
+
+def test_changes_through_the_mount_and_beside_it(either: Mount) -> None:
+    on_store, on_mount = Changer(either.store / "d", 1), Changer(either.root / "d", 2)
+    for _ in range(200):
+        on_store.change(5)
+        sync(either)  # one writer after the other
+        on_mount.change(5)
+    assert_same(either)
+
+
+def test_more_changes_than_the_kernel_keeps(watched: Mount) -> None:
+    """Events are lost; what the mount shows is right all the same."""
+    most = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
+    changer = Changer(watched.store / "d", 11)
+    changer.change(400)
+    sync(watched)
+    look(watched.root / "d", random.Random(0))
+    held = os.open(watched.root / "d", os.O_RDONLY)
+    pid = watcher_pid(watched)
+    with watched.expected_in_log("events-lost"):
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            changer.change(400)
+            noise = watched.store / "noise"
+            noise.mkdir()
+            for number in range(most + 10):
+                os.mknod(noise / str(number))
+            changer.change(400)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert_same(watched)
+    os.close(held)
+
+
+def test_a_killed_watcher_misses_nothing(watched: Mount) -> None:
+    changer = Changer(watched.store / "d", 5)
+    chooser = random.Random(5)
+    with watched.expected_in_log("watcher-died"):
+        for _ in range(5):
+            changer.change(200)
+            look(watched.root / "d", chooser)
+            pid = watcher_pid(watched)
+            changer.change(50)
+            os.kill(pid, signal.SIGKILL)
+            changer.change(50)
+            wait_until(partial(has_another_watcher, watched, pid), "the next watcher")
+        assert_same(watched)
+
+
+def test_a_killed_worker_misses_nothing(watched: Mount) -> None:
+    changer = Changer(watched.store / "d", 6)
+    chooser = random.Random(6)
+    with watched.expected_in_log("worker-died"):
+        for _ in range(5):
+            changer.change(200)
+            look(watched.root / "d", chooser)
+            watched.kill_worker()
+            changer.change(50)
+            wait_until(lambda: is_watching(watched), "the next watcher")
+        assert_same(watched)
+
+
+def test_a_writer_through_a_mapping_is_seen_when_it_closes(watched: Mount) -> None:
+    import mmap
+
+    path = watched.store / "d" / "mapped"
+    path.write_bytes(bytes(8192))
+    os.utime(path, (1, 1))
+    sync(watched)
+    assert (watched.root / "d" / "mapped").stat().st_mtime == 1
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[4096] = 1
+    sync(watched)
+    assert (watched.root / "d" / "mapped").stat().st_mtime == path.stat().st_mtime > 1
+    assert (watched.root / "d" / "mapped").read_bytes() == path.read_bytes()
+
+
+def test_who_is_in_a_renamed_directory_stays_there(watched: Mount) -> None:
+    """A look-up of the old name must not take the directory away under a process in it."""
+    (watched.store / "d" / "old" / "below").mkdir(parents=True)
+    script = "import os\nprint(flush=True)\ninput()\nprint(os.getcwd(), flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=watched.root / "d" / "old" / "below",
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as inside:
+        assert inside.stdin and inside.stdout
+        inside.stdout.readline()
+        (watched.store / "d" / "old").rename(watched.store / "d" / "new")
+        sync(watched)
+        assert not (watched.root / "d" / "old").exists()
+        assert (watched.root / "d" / "new" / "below").is_dir()
+        inside.stdin.write("\n")
+        inside.stdin.flush()
+        assert inside.stdout.readline().strip() == str(watched.root / "d" / "new" / "below")
+
+
+def test_sealing_is_shown_at_once(watched: Mount) -> None:
+    """Flags are set without an event; what the mount shows depends on them."""
+    area = watched.store / "d" / "area" / "project" / "session" / "raw"
+    area.mkdir(parents=True)
+    (area / "file").write_bytes(b"1")
+    shown = watched.root / "d" / "area" / "project" / "session" / "raw"
+    sync(watched)
+    assert shown.stat().st_mode & 0o200 and (shown / "file").stat().st_mode & 0o200
+    done = subprocess.run(
+        [Path(sys.executable).with_name("modamafs"), "seal", shown],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: not (shown / "file").stat().st_mode & 0o222, "the file to look sealed")
+    wait_until(lambda: not shown.stat().st_mode & 0o222, "the directory to look sealed")
+    subprocess.run(
+        [Path(sys.executable).with_name("modamafs"), "unseal", "--reason", "t", shown],
+        check=False,
+        capture_output=True,
+    )
+    wait_until(lambda: bool((shown / "file").stat().st_mode & 0o200), "the file to look open")
+
+
+def test_without_the_watch_timeouts_are_short(
+    workshop: Workshop, new_name: Callable[[], str]
+) -> None:
+    store = workshop.image("ext4").root / f"watch-{new_name()}"
+    (store / "d").mkdir(parents=True)
+    with Mount(
+        store,
+        workshop.mountpoint(store.name),
+        "-o",
+        "watch=off,entry_timeout_s=0.05,attribute_timeout_s=0.05",
+    ) as mount:
+        assert not mount.status()["watching"]
+        (mount.root / "d").stat()
+        (store / "d").chmod(0o700)
+        wait_until(lambda: (mount.root / "d").stat().st_mode & 0o777 == 0o700, "the change")
+    remove(store)
+
+
+def test_what_must_not_be_believed_never_is(
+    workshop: Workshop, new_name: Callable[[], str]
+) -> None:
+    """A timeout of 0 stays 0."""
+    store = workshop.image("ext4").root / f"watch-{new_name()}"
+    (store / "d").mkdir(parents=True)
+    options = ("-o", "entry_timeout_s=0,attribute_timeout_s=0")
+    with Mount(store, workshop.mountpoint(store.name), *options) as mount:
+        wait_until(lambda: is_watching(mount), "the store to be watched")
+        before = mount.requests("GETATTR") + mount.requests("LOOKUP")
+        for _ in range(50):
+            (mount.root / "d").stat()
+        assert mount.requests("GETATTR") + mount.requests("LOOKUP") - before >= 50
+        assert json.loads(json.dumps(mount.status()["watching"])) is True
+    remove(store)
