@@ -97,6 +97,12 @@ class InvalidRequest(ModamaError):
     errno = errno.EINVAL
 
 
+class TookTooLong(ModamaError):
+    """A search was given up: ask for less."""
+
+    errno = errno.ETIMEDOUT
+
+
 class TooLong(ModamaError):
     """More was written than any command has."""
 

@@ -54,6 +54,7 @@ def report(mount: RunningMount) -> dict[str, Any]:
         "guard": _guard(mount),
         "error": state.error if state else None,
         "sealed_trees": None,
+        "watching": None,
         "index": None,
     }
     try:
@@ -72,6 +73,22 @@ def _guard(mount: RunningMount) -> str:
     return mount.state.guard or "on" if mount.state else "on"
 
 
+def _watched(watching: bool | None) -> str | None:
+    if watching is None:
+        return None
+    return "yes, what changes there is seen at once" if watching else "no, clients ask every time"
+
+
+def _index(index: dict[str, Any] | None) -> str | None:
+    """What the index says of itself: its state, how much is in it, and what is wrong."""
+    if index is None:
+        return None
+    text = str(index["state"])
+    if "files" in index:
+        text += f", {index['files']} entries"
+    return f"{text}: {index['message']}" if index.get("message") else text
+
+
 def _block(known: dict[str, Any]) -> str:
     passthrough = {
         True: "yes, the kernel reads and writes",
@@ -86,6 +103,8 @@ def _block(known: dict[str, Any]) -> str:
         "passthrough": passthrough,
         "immutable flags": "yes" if known["immutable_flag"] else "no",
         "guard": known["guard"],
+        "store watched": _watched(known["watching"]),
+        "index": _index(known["index"]),
         "sealed trees": known["sealed_trees"],
         "open handles": known.get("open_handles"),
         "worker restarts": known["restarts"],

@@ -1,0 +1,105 @@
+"""What the control socket answers from the index."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from modamafs.control.server import Command
+from modamafs.control.watch import Watch
+from modamafs.errors import InvalidRequest, NotAMember, NotSupported
+from modamafs.index.find import find_command
+from modamafs.index.follow import follow_command
+from modamafs.index.sessions import IndexedSession, SessionReader
+from modamafs.model import Caller
+from modamafs.tree.core import Tree
+from modamafs.tree.mapped import MappedTree
+
+VIEWS_PATIENCE_S = 0.25
+"""For the index, of who looks at views: then the store itself is asked."""
+LONGEST_WAIT_S = 60
+"""For changes; who wants to wait longer asks again."""
+
+
+def sessions_of(watch: Watch, directory: Path) -> Callable[[], list[IndexedSession] | None]:
+    """What the index has of sessions, as the store is now; None: ask the store. In a thread."""
+    reader = SessionReader(directory)
+
+    def ask() -> list[IndexedSession] | None:
+        if threading.current_thread() is threading.main_thread():
+            return None  # plain libfuse asks from there, and nothing could answer meanwhile
+        if watch.index.get("state") != "ok":
+            return None
+        is_right = trio.from_thread.run(watch.sync, VIEWS_PATIENCE_S)
+        return reader.sessions() if is_right else None
+
+    return ask
+
+
+def commands(tree: Tree, watch: Watch, directory: Path | None) -> dict[str, Command]:
+    """``find`` and its kin; ``directory``: where the index is, None: nowhere."""
+
+    def there() -> Path:
+        if directory is None:
+            raise NotSupported(
+                "this store has no index: see [index] in its .modama/config.toml, and mount again"
+            )
+        if isinstance(tree, MappedTree):
+            raise NotSupported(
+                "this mount shows everything as one user's: use a mount of the whole store"
+            )
+        return directory
+
+    def shows(path: bytes) -> bool:
+        return tree.scope.path_in_mount(path) is not None
+
+    async def find(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
+        index = there()
+        if not arguments.get("after"):
+            await watch.sync()
+        seen = None if tree.scope.is_whole else shows
+        look = partial(find_command, tree.store, index, arguments, peer, shows=seen)
+        found = await trio.to_thread.run_sync(look)
+        state = watch.index.get("state")
+        if state not in ("ok", "elsewhere", None):
+            found["state"] = {"state": state, "message": watch.index.get("message", "")}
+        return found
+
+    async def changes(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
+        """Those since a position; where there are none, it is waited for them, if so wished."""
+        index = there()
+        wait_s = arguments.get("wait_s", 0)
+        if not isinstance(wait_s, int | float) or not 0 <= wait_s <= LONGEST_WAIT_S:
+            raise InvalidRequest(f"changes: wait_s is a number from 0 to {LONGEST_WAIT_S}")
+        seen = None if tree.scope.is_whole else shows
+        look = partial(follow_command, tree.store, index, arguments, peer, shows=seen)
+        await watch.sync()
+        deadline_s = trio.current_time() + wait_s
+        while True:
+            found = await trio.to_thread.run_sync(look)
+            left_s = deadline_s - trio.current_time()
+            moved_on = found["position"] != arguments.get("since")
+            if found["changes"] or found["lost"] or arguments.get("since") is None or left_s <= 0:
+                return found
+            if moved_on:  # past what the caller may not see
+                arguments["since"] = found["position"]
+                continue
+            await watch.news(left_s)
+
+    async def sync(arguments: dict[str, Any], peer: Caller) -> bool:
+        """Whether everything that has happened on the store by now is noticed."""
+        return await watch.sync()
+
+    async def rebuild(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
+        there()
+        if peer.uid != 0:
+            raise NotAMember("only root may have the index made again")
+        await watch.rebuild()
+        return watch.index
+
+    return {"find": find, "changes": changes, "sync": sync, "index-rebuild": rebuild}

@@ -1,0 +1,119 @@
+"""What comes from outside, in the sessions' histories: changes that were made on the store itself.
+
+Many changes soon after each other are one line, with how many there were of which kind and the
+first few paths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from modamafs.index.database import NotIndexed, open_reader
+from modamafs.index.scan import as_bytes
+from modamafs.model import RECORDS
+from modamafs.sealing.place import HISTORY, SESSION_DEPTH, now
+from modamafs.store.backing import Store
+from modamafs.store.catalogue import read_session
+from modamafs.store.records import append_line, open_records
+
+log = logging.getLogger(__name__)
+
+GATHERED_S = 20.0
+"""What changes in this time after a first change is on the same line."""
+EXAMPLES = 5
+MOST_AT_ONCE = 10_000
+_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class _Session:
+    def __init__(self, now_s: float) -> None:
+        self.since_s = now_s
+        self.counts: Counter[str] = Counter()
+        self.examples: list[bytes] = []
+
+
+class Histories:
+    """Gathers, and writes now and then. For one thread."""
+
+    def __init__(self, store: Store, directory: Path, position: int) -> None:
+        """``directory``: the index's. ``position``: up to where its changes are known."""
+        self._store = store
+        self._directory = directory
+        self._position = position
+        self._sessions: dict[bytes, _Session] = {}
+
+    def look(self, position: int) -> None:
+        """Note what was found up to a position."""
+        if position == self._position:
+            return
+        before, self._position = self._position, position
+        try:
+            with contextlib.closing(open_reader(self._directory)) as connection:
+                rows = connection.execute(
+                    "SELECT event, path FROM changes WHERE position > ? AND position <= ?"
+                    " AND outside = 1 AND event <> 'lost' ORDER BY position LIMIT ?",
+                    (before, position, MOST_AT_ONCE),
+                ).fetchall()
+        except (sqlite3.Error, NotIndexed) as error:
+            log.info("changes-not-read error=%s", error)
+            return
+        self._note((event, as_bytes(path)) for event, path in rows)
+
+    def _note(self, changes: Iterable[tuple[str, bytes]]) -> None:
+        now_s = time.monotonic()
+        for event, path in changes:
+            parts = path.split(b"/")
+            if len(parts) <= SESSION_DEPTH or RECORDS in parts:
+                continue
+            name = b"/".join(parts[:SESSION_DEPTH])
+            session = self._sessions.setdefault(name, _Session(now_s))
+            session.counts[event] += 1
+            below = b"/".join(parts[SESSION_DEPTH:])
+            if len(session.examples) < EXAMPLES and below not in session.examples:
+                session.examples.append(below)
+
+    def write(self) -> None:
+        """Write what was gathered for long enough. Where that can't be done, it is only logged."""
+        due_s = time.monotonic() - GATHERED_S
+        for name, session in list(self._sessions.items()):
+            if session.since_s <= due_s:
+                del self._sessions[name]
+                try:
+                    self._append(name, _line(session))
+                except OSError as error:
+                    log.info("history-not-written session=%r error=%s", name, error)
+
+    def _append(self, name: bytes, line: dict[str, Any]) -> None:
+        """Only sessions that have a record have a history of this."""
+        fd = os.dup(self._store.root_fd)
+        try:
+            for part in name.split(b"/"):
+                below = os.open(part, _PATH, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            if read_session(fd) == (None, None):
+                return
+            records = open_records(fd, RECORDS)
+            try:
+                append_line(records, HISTORY, line)
+            finally:
+                os.close(records)
+        finally:
+            os.close(fd)
+
+
+def _line(session: _Session) -> dict[str, Any]:
+    return {
+        "event": "changed-outside",
+        "at": now(),
+        **dict(sorted(session.counts.items())),
+        "paths": [os.fsdecode(path) for path in session.examples],
+    }
