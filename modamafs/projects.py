@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -217,32 +217,18 @@ def set_project(store: Store, arguments: Mapping[str, Any], caller: Caller) -> d
     Who shares it is changed on everything in it that is not sealed.
     """
     order = _order(arguments, ProjectOrder)
-    path = b"/".join(_parts(order.path, PROJECT))
-    stewards = stewards_gid(store)
-    _check_words(order)
-    shown = os.fsdecode(path)
-    with _opened(store, path, caller, stewards) as fd, catalogue.locked(fd, shown):
-        old = _understood(shown, catalogue.load(fd, Project))
-        found = os.fstat(fd)
-        owners = {found.st_uid, *_uids((old.record.owner,) if old.record else ())}
-        decide.may_describe(caller, owners, stewards)
-        _check_open(store, path)
+    with _described(store, order, Project, caller) as (path, fd, found, old, stewards):
         record = old.record or Project(
             id=str(uuid.uuid4()), title=_title(order), owner=_person(found.st_uid), created_at=now()
         )
-        record = _without(record, order.remove)
-        new_uid = found.st_uid
-        if order.owner:
-            new_owner = _new_owner(order.owner, caller)
-            decide.may_give(caller, new_owner.uid, (), stewards)
-            new_uid = new_owner.uid
-            record = _but(record, owner=_same_or(record.owner, new_owner.person))
+        record = _with_words(_without(record, order.remove), order)
+        record, new_uid = _with_owner(record, order, caller, stewards, found.st_uid)
         known = {member.user for member in record.members}
         added = tuple(
             _member(login) for login in dict.fromkeys(order.members) if login not in known
         )
         record = _but(
-            _with_words(record, order),
+            record,
             members=record.members + added,
             group=order.group or record.group,
             visibility=order.visibility or record.visibility,
@@ -266,16 +252,7 @@ def set_project(store: Store, arguments: Mapping[str, Any], caller: Caller) -> d
 def set_session(store: Store, arguments: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
     """Change a session's record, or give one to a directory. What lies in it is not touched."""
     order = _order(arguments, SessionOrder)
-    path = b"/".join(_parts(order.path, SESSION))
-    stewards = stewards_gid(store)
-    _check_words(order)
-    shown = os.fsdecode(path)
-    with _opened(store, path, caller, stewards) as fd, catalogue.locked(fd, shown):
-        old = _understood(shown, catalogue.load(fd, Session))
-        found = os.fstat(fd)
-        owners = {found.st_uid, *_uids((old.record.owner,) if old.record else ())}
-        decide.may_describe(caller, owners, stewards)
-        _check_open(store, path)
+    with _described(store, order, Session, caller) as (path, fd, found, old, stewards):
         record = old.record or Session(
             id=str(uuid.uuid4()),
             title=_title(order),
@@ -283,18 +260,13 @@ def set_session(store: Store, arguments: Mapping[str, Any], caller: Caller) -> d
             date=order.date or date.today().isoformat(),
             created_at=now(),
         )
-        record = _without(record, order.remove)
-        new_uid = found.st_uid
-        if order.owner:
-            new_owner = _new_owner(order.owner, caller)
-            decide.may_give(caller, new_owner.uid, (), stewards)
-            new_uid = new_owner.uid
-            record = _but(record, owner=_same_or(record.owner, new_owner.person))
+        record = _with_words(_without(record, order.remove), order)
+        record, new_uid = _with_owner(record, order, caller, stewards, found.st_uid)
         fields = ("instrument", "date", "sample", "sampledb_id", "elabftw_id")
         told = {
             field: getattr(order, field) for field in fields if getattr(order, field) is not None
         }
-        record = _but(_with_words(record, order), **told)
+        record = _but(record, **told)
         with contextlib.ExitStack() as undone, catalogue.replacing(fd, record, old):
             if new_uid != found.st_uid:
                 undone.enter_context(_given(fd, found, new_uid))
@@ -415,6 +387,34 @@ def _check_words(order: ProjectOrder | SessionOrder) -> None:
             raise InvalidRequest(f"date {day}: write a day that there is, as YYYY-MM-DD")
 
 
+class _Described(NamedTuple, Generic[Record]):
+    """A directory whose record is being changed."""
+
+    path: bytes
+    fd: int
+    found: os.stat_result
+    old: Loaded[Record]
+    stewards: int | None
+
+
+@contextmanager
+def _described(
+    store: Store, order: ProjectOrder | SessionOrder, kind: type[Record], caller: Caller
+) -> Iterator[_Described[Record]]:
+    """A directory that the caller may describe; nobody else changes its record meanwhile."""
+    path = b"/".join(_parts(order.path, PROJECT if kind is Project else SESSION))
+    stewards = stewards_gid(store)
+    _check_words(order)
+    shown = os.fsdecode(path)
+    with _opened(store, path, caller, stewards) as fd, catalogue.locked(fd, shown):
+        old: Loaded[Record] = _understood(shown, catalogue.load(fd, kind))
+        found = os.fstat(fd)
+        owners = {found.st_uid, *_uids((old.record.owner,) if old.record else ())}
+        decide.may_describe(caller, owners, stewards)
+        _check_open(store, path)
+        yield _Described(path, fd, found, old, stewards)
+
+
 def _but(record: Record, **fields: Any) -> Record:
     return msgspec.structs.replace(record, **fields)
 
@@ -429,6 +429,17 @@ def _with_words(record: Record, order: _Order) -> Record:
         links=record.links | order.links,
         metadata=record.metadata | order.metadata,
     )
+
+
+def _with_owner(
+    record: Record, order: _Order, caller: Caller, stewards: int | None, uid: int
+) -> tuple[Record, int]:
+    """With the owner that was asked for, and whose its directory then is; ``uid``: whose it is."""
+    if not order.owner:
+        return record, uid
+    new = _new_owner(order.owner, caller)
+    decide.may_give(caller, new.uid, (), stewards)
+    return _but(record, owner=_same_or(record.owner, new.person)), new.uid
 
 
 def _without(record: Record, remove: tuple[str, ...]) -> Record:

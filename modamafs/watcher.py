@@ -245,7 +245,8 @@ class Watcher:
         self._echoes: list[tuple[float, int, list[bytes]]] = []
         self._numbers = itertools.count()
         self._news_s: dict[int, float] = {}
-        self._sealed: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._slow: queue.SimpleQueue[bytes | int] = queue.SimpleQueue()
+        """Trees that were sealed or opened, and numbers of who waits for all before them."""
         self._index_dir = Path(spec.index_dir) if spec.index_dir else None
         self._feeder = Feeder(
             store,
@@ -303,7 +304,7 @@ class Watcher:
                 for _ in range(MOST_READS):
                     if watch_fd is None or not self._take(watch_fd):
                         break
-                self._feeder.sync(message["sync"])
+                self._slow.put(message["sync"])
             elif "rebuild" in message:
                 self._feeder.rebuild(message["rebuild"])
         return bool(piece)
@@ -421,12 +422,15 @@ class Watcher:
                 continue
             path = self._territory.path(directory)
             if path is not None and path.endswith(SEALS):
-                self._sealed.put(path.removesuffix(SEALS) + b"/" + name.removesuffix(b".json"))
+                self._slow.put(path.removesuffix(SEALS) + b"/" + name.removesuffix(b".json"))
 
     def _refresh_sealed(self) -> None:
         """A thread: all of a sealed tree looks different now."""
         while True:
-            path = self._sealed.get()
+            path = self._slow.get()
+            if isinstance(path, int):
+                self._feeder.sync(path)
+                continue
             try:
                 self._refresh(path)
             except OSError as error:

@@ -24,6 +24,7 @@ from modamafs.config import MountSpec, load_config, load_mount_spec
 from modamafs.control import catalogue, index
 from modamafs.control.ctl import Ctl
 from modamafs.control.jobs import Jobs, path_argument, resume_all
+from modamafs.control.searchers import Searchers
 from modamafs.control.server import Command, serve
 from modamafs.control.watch import Watch
 from modamafs.extraction.extractor import Extractor
@@ -129,7 +130,8 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int, watch_fd: in
 
             index_dir = Path(spec.index_dir) if spec.index_dir else None
             watch = Watch(runtime, fuse_fd, watch_fd, recorded=extractor.request)
-            jobs = Jobs(spec.store)
+            searchers = Searchers(runtime)
+            jobs = Jobs(spec.store, watch.sync)
             ctl = Ctl(jobs, nursery, read_only=spec.read_only)
             shown = Shown(
                 tree,
@@ -152,11 +154,12 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int, watch_fd: in
             )
             watch.trust = operations.trust
             session.attach(operations, stack_depth=1)
-            answers = commands(session, tree, jobs, watch, index_dir)
+            answers = commands(session, tree, jobs, watch, searchers, index_dir)
             await nursery.start(serve, runtime / "control.sock", answers)
             await nursery.start(stop_on_sigterm, session)
             nursery.start_soon(look_after_seals, tree, jobs)
             nursery.start_soon(extractor.run)
+            nursery.start_soon(searchers.run)
             if watch_fd is not None or spec.index_dir:
                 nursery.start_soon(watch.run)
             log.info("serving store=%s mountpoint=%s", spec.store, spec.mountpoint)
@@ -214,7 +217,12 @@ async def stop_on_sigterm(
 
 
 def commands(
-    session: Any, tree: Tree, jobs: Jobs, watch: Watch, index_dir: Path | None
+    session: Any,
+    tree: Tree,
+    jobs: Jobs,
+    watch: Watch,
+    searchers: Searchers,
+    index_dir: Path | None,
 ) -> dict[str, Command]:
     """What the control socket answers."""
 
@@ -264,7 +272,7 @@ def commands(
         "progress": progress,
         "cancel": cancel,
         **catalogue.commands(tree),
-        **index.commands(tree, watch, index_dir),
+        **index.commands(tree, watch, searchers, index_dir),
         **{verb: ordered(verb) for verb in verbs},
     }
 

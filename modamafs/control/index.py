@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from modamafs.control.searchers import Searchers
 from modamafs.control.server import Command
 from modamafs.control.watch import Watch
-from modamafs.errors import InvalidRequest, NotAMember, NotSupported
-from modamafs.index.find import find_command
-from modamafs.index.follow import follow_command
+from modamafs.errors import InvalidRequest, NotPermitted, NotSupported
 from modamafs.index.sessions import IndexedSession, SessionReader
 from modamafs.model import Caller
 from modamafs.tree.core import Tree
@@ -41,10 +39,12 @@ def sessions_of(watch: Watch, directory: Path) -> Callable[[], list[IndexedSessi
     return ask
 
 
-def commands(tree: Tree, watch: Watch, directory: Path | None) -> dict[str, Command]:
+def commands(
+    tree: Tree, watch: Watch, searchers: Searchers, directory: Path | None
+) -> dict[str, Command]:
     """``find`` and its kin; ``directory``: where the index is, None: nowhere."""
 
-    def there() -> Path:
+    def check() -> None:
         if directory is None:
             raise NotSupported(
                 "this store has no index: see [index] in its .modama/config.toml, and mount again"
@@ -53,18 +53,12 @@ def commands(tree: Tree, watch: Watch, directory: Path | None) -> dict[str, Comm
             raise NotSupported(
                 "this mount shows everything as one user's: use a mount of the whole store"
             )
-        return directory
-
-    def shows(path: bytes) -> bool:
-        return tree.scope.path_in_mount(path) is not None
 
     async def find(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
-        index = there()
+        check()
         if not arguments.get("after"):
             await watch.sync()
-        seen = None if tree.scope.is_whole else shows
-        look = partial(find_command, tree.store, index, arguments, peer, shows=seen)
-        found = await trio.to_thread.run_sync(look)
+        found = await searchers.ask("find", arguments, peer)
         state = watch.index.get("state")
         if state not in ("ok", "elsewhere", None):
             found["state"] = {"state": state, "message": watch.index.get("message", "")}
@@ -72,33 +66,29 @@ def commands(tree: Tree, watch: Watch, directory: Path | None) -> dict[str, Comm
 
     async def changes(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
         """Those since a position; where there are none, it is waited for them, if so wished."""
-        index = there()
-        wait_s = arguments.get("wait_s", 0)
+        check()
+        wait_s = arguments.pop("wait_s", 0)
         if not isinstance(wait_s, int | float) or not 0 <= wait_s <= LONGEST_WAIT_S:
             raise InvalidRequest(f"changes: wait_s is a number from 0 to {LONGEST_WAIT_S}")
-        seen = None if tree.scope.is_whole else shows
-        look = partial(follow_command, tree.store, index, arguments, peer, shows=seen)
         await watch.sync()
         deadline_s = trio.current_time() + wait_s
         while True:
-            found = await trio.to_thread.run_sync(look)
+            found = await searchers.ask("changes", arguments, peer)
             left_s = deadline_s - trio.current_time()
-            moved_on = found["position"] != arguments.get("since")
             if found["changes"] or found["lost"] or arguments.get("since") is None or left_s <= 0:
                 return found
-            if moved_on:  # past what the caller may not see
-                arguments["since"] = found["position"]
-                continue
-            await watch.news(left_s)
+            if found["position"] == arguments["since"]:
+                await watch.news(left_s)
+            arguments["since"] = found["position"]  # past what the caller may not see
 
     async def sync(arguments: dict[str, Any], peer: Caller) -> bool:
         """Whether everything that has happened on the store by now is noticed."""
         return await watch.sync()
 
     async def rebuild(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
-        there()
+        check()
         if peer.uid != 0:
-            raise NotAMember("only root may have the index made again")
+            raise NotPermitted("only root may have the index made again")
         await watch.rebuild()
         return watch.index
 

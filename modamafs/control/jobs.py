@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,9 +42,10 @@ class Job:
 class Jobs:
     """The processes of one mount that seal, verify and unseal."""
 
-    def __init__(self, store: str) -> None:
-        """``store``: absolute path."""
+    def __init__(self, store: str, noticed: Callable[[], Awaitable[object]] | None = None) -> None:
+        """``store``: absolute path. ``noticed`` returns when what was done is seen by everybody."""
         self._store = store
+        self._noticed = noticed
         self._running: dict[str, Job] = {}
         self._ended = trio.Event()
 
@@ -72,6 +73,8 @@ class Jobs:
         async with self._turn(order["path"], order["verb"]) as job:
             reply = await self._converse(job, order, caller)
             if reply is not None:
+                if self._noticed is not None:
+                    await self._noticed()
                 return reply
             if not job.is_cancelled:
                 log.warning("sealer-killed verb=%s path=%r", order["verb"], order["path"])

@@ -92,11 +92,13 @@ KEYS: tuple[tuple[str, str, str | None], ...] = (
 
 NUMBERS = frozenset(key for _, key, unit in KEYS if unit) | {"magnification", "frames"}
 
+_STAGE_OF_UNKNOWN_UNIT = dict.fromkeys(("stage_x", "stage_y", "stage_z"), (1, None))
+
 OVERRIDES: Mapping[str, Mapping[str, tuple[float, str | None]]] = {
     "Blockfile": {"camera_length": (1e3, "mm"), "scan_rotation": (1, None)},
     "MSA": {"dwell_time": (1e-3, "s"), "exposure": (1e-3, "s")},
-    "MRC": dict.fromkeys(("stage_x", "stage_y", "stage_z"), (1, None)),
-    "Bruker": dict.fromkeys(("stage_x", "stage_y", "stage_z"), (1, None)),
+    "MRC": _STAGE_OF_UNKNOWN_UNIT,
+    "Bruker": _STAGE_OF_UNKNOWN_UNIT,
     "PantaRhei": {"camera_length": (1, None)},
     "EMD": {"elevation_angle": (1, None)},
 }
@@ -219,9 +221,7 @@ def _check_size(path: Path, signals: Signals) -> None:
 
 
 def _preview_of(
-    read: Callable[..., Sequence[Mapping[str, Any]]],
-    path: Path,
-    signals: Sequence[Mapping[str, Any]],
+    read: Callable[..., Signals], path: Path, signals: Signals
 ) -> Callable[[], bytes | None]:
     def draw() -> bytes | None:
         with warnings.catch_warnings():
@@ -320,13 +320,14 @@ def _at(tree: Any, path: str) -> Any:
     for key in tree:
         name = str(key)
         if name == first or _slug(name) == _slug(first):
-            found = _at(tree[key], rest)
-            if found is not None:
-                return found
+            below = rest
         elif "." in name and path.startswith(name + "."):
-            found = _at(tree[key], path[len(name) + 1 :])
-            if found is not None:
-                return found
+            below = path[len(name) + 1 :]
+        else:
+            continue
+        found = _at(tree[key], below)
+        if found is not None:
+            return found
     return None
 
 
