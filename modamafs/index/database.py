@@ -11,6 +11,7 @@ import os
 import sqlite3
 import struct
 import uuid
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from urllib.parse import quote
@@ -31,6 +32,8 @@ MAGIC = b"SQLite format 3\0"
 PATIENCE_S = 1.0
 """For somebody else who is writing."""
 CACHE_KIB = 64 << 10
+LARGE_CACHE_KIB = 256 << 10
+"""While many changes are written at once: pages that don't fit are written several times."""
 CHECKPOINT_PAGES = 8000
 """So that the write-ahead log stays at about 32 MB, but for a single large transaction."""
 JOURNAL_LIMIT_BYTES = 64 << 20
@@ -193,6 +196,14 @@ class Database:
             return False
         finally:
             os.close(fd)
+
+    @contextlib.contextmanager
+    def large(self) -> Iterator[None]:
+        """More memory, for as long as the block lasts. sqlite3.Error."""
+        self.connection.execute(f"PRAGMA cache_size = -{LARGE_CACHE_KIB}")
+        yield
+        self.connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        self.connection.execute("PRAGMA shrink_memory")
 
     def expect_room(self) -> None:
         """Trouble: the disk is as good as full."""

@@ -178,6 +178,7 @@ class Feeder:
 
     def _is_writer(self) -> bool:
         if self._directory is None:
+            self._tell({"state": "off", "message": "the store's config.toml says so, in [index]"})
             return False
         if self._lock_fd is not None:
             return True

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 MOST_WAITING = 100_000
 """Changes that are kept while the index can't be written; more, and everything is looked at."""
+MANY = 2000
+"""Changes that are worth more memory."""
 STEP_S = 0.1
 STEP_ENTRIES = 15_000
 """After which a step of ``reconcile`` ends."""
@@ -279,7 +281,10 @@ class Index:
                 self._lose()
             return Applied([], [], self._position)
         try:
-            applied = self._apply()
+            assert self._database is not None
+            large = len(self._waiting) > MANY
+            with self._database.large() if large else contextlib.nullcontext():
+                applied = self._apply()
         except sqlite3.Error as error:
             self._fail(error)
             if len(self._waiting) > MOST_WAITING:
