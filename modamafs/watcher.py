@@ -59,7 +59,7 @@ MERGE_S = 0.004
 """The kernel merges what happens to the same file in this time into one event."""
 ECHO_S = 1.0
 """After which the kernel is told again: what it had asked for before the change is answered now."""
-CLOSED_S = 2.0
+CLOSED_S = 0.2
 """For how long a write may still be that of a client who has closed the file."""
 WRITING_S = 1.0
 """How often there is news of a file that is being written."""
@@ -375,7 +375,7 @@ class Watcher:
 
     def _lost(self) -> None:
         """More has happened than the kernel keeps."""
-        log.warning("events-lost")
+        log.info("events-lost")
         with self._logging:
             self._log.set_lost(True)
         self._tell([notices.everything()])

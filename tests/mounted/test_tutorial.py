@@ -73,6 +73,7 @@ def test_the_tutorial(place: Path) -> None:
         "EM": str(EM),
         "LC_ALL": "C.UTF-8",
         "MODAMAFS_RUNTIME_DIR": str(place / ".run"),
+        "MODAMAFS_INDEX_DIR": str(place / ".index"),
     }
     (place / ".run").mkdir(mode=0o755)
     with subprocess.Popen(
@@ -96,4 +97,5 @@ def test_the_tutorial(place: Path) -> None:
 def test_a_step_that_prints_something_else_is_noticed() -> None:
     assert pattern("a … b\n…\nend\n").fullmatch("a 1 b\nx\ny\nend\n")
     assert not pattern("a … b\n").fullmatch("a 1 c\n")
+    assert not pattern("a … b\n").fullmatch("a 1\n2 b\n")
     assert not pattern("").fullmatch("more\n")

@@ -135,6 +135,20 @@ def look(root: Path, chooser: random.Random) -> None:
                     os.readlink(f"{directory}/{name}")
 
 
+def by_name(root: Path, known: dict[str, Any]) -> dict[str, Any]:
+    """The same as ``snapshot`` of what is known, and of names that are not there, without listing.
+
+    A listing would bring news of everything that it names.
+    """
+    found: dict[str, Any] = {}
+    directories = [path for path, facts in known.items() if stat.S_ISDIR(facts[1])]
+    names = {os.path.normpath(f"{path}/{name}") for path in directories for name in NAMES}
+    for path in sorted(known.keys() | names):
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = _facts(root / path)
+    return found
+
+
 def snapshot(root: Path) -> dict[str, Any]:
     """Everything below a directory: attributes, content, targets, extended attributes."""
     found: dict[str, Any] = {".": _facts(root)}
