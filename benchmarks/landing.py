@@ -17,8 +17,8 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import figures, machine, options, report, store
-from benchmarks.systems import Modamafs, SystemFailedError
+from benchmarks import figures, machine, options, report
+from benchmarks.systems import Modamafs
 
 READ_SESSIONS = 500
 PASSES = 5
@@ -101,23 +101,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 0 when all limits are kept, 1 when not."""
     chosen = parse(arguments)
-    if (reason := options.obstacle(["modamafs"])) is not None:
-        return options.refuse(reason)
-    try:
-        with store.directory(chosen.directory, store.QUICK) as place:
-            facts = machine.facts(place.root)
-            make_sessions(place.root / "area/project", chosen.sessions)
-            system = Modamafs(place.root, place.mountpoint)
-            system.mount()
-            try:
-                rows = measure(place.root, place.mountpoint, chosen.sessions)
-            finally:
-                system.unmount()
-    except KeyboardInterrupt:
-        return options.refuse("interrupted")
-    except (OSError, SystemFailedError) as error:
-        print(f"benchmarks.landing: {error}", file=sys.stderr)
-        return 1
+    with options.place_for("benchmarks.landing", chosen.directory) as place:
+        facts = machine.facts(place.root)
+        make_sessions(place.root / "area/project", chosen.sessions)
+        system = Modamafs(place.root, place.mountpoint)
+        with system.mounted():
+            rows = measure(place.root, place.mountpoint, chosen.sessions)
     print(report.lines_up(rows))
     path = chosen.results / f"{report.stem('-landing')}.json"
     passed = report.VERDICT[False] not in {row[-1] for row in rows}

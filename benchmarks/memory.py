@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import figures, jobs, machine, options, report, store
-from benchmarks.systems import Modamafs, SystemFailedError
+from benchmarks.systems import Modamafs
 
 SETTLE_S = 1.0
 UNIT = 100_000
@@ -43,29 +43,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 0 when the limit is kept, 1 when not."""
     chosen = parse(arguments)
-    if (reason := options.obstacle(["modamafs"])) is not None:
-        return options.refuse(reason)
-    try:
-        with store.directory(chosen.directory, store.QUICK) as place:
-            store.make_tree(place.root / "tree", chosen.files)
-            facts = machine.facts(place.root)
-            system = Modamafs(place.root, place.mountpoint)
-            with system.mounted():
-                os.listdir(system.root)
-                time.sleep(SETTLE_S)
-                pid = system.worker_pid()
-                before, held = memory_bytes(pid), descriptors(pid)
-                begin = time.monotonic()
-                jobs.warm_tree(system.root / "tree")
-                seconds = time.monotonic() - begin
-                time.sleep(SETTLE_S)
-                after, holds = memory_bytes(pid), descriptors(pid)
-                same = system.worker_pid() == pid
-    except KeyboardInterrupt:
-        return options.refuse("interrupted")
-    except (OSError, SystemFailedError) as error:
-        print(f"benchmarks.memory: {error}", file=sys.stderr)
-        return 1
+    with options.place_for("benchmarks.memory", chosen.directory) as place:
+        store.make_tree(place.root / "tree", chosen.files)
+        facts = machine.facts(place.root)
+        system = Modamafs(place.root, place.mountpoint)
+        with system.mounted():
+            os.listdir(system.root)
+            time.sleep(SETTLE_S)
+            pid = system.worker_pid()
+            before, held = memory_bytes(pid), descriptors(pid)
+            begin = time.monotonic()
+            jobs.warm_tree(system.root / "tree")
+            seconds = time.monotonic() - begin
+            time.sleep(SETTLE_S)
+            after, holds = memory_bytes(pid), descriptors(pid)
+            same = system.worker_pid() == pid
     if not same:
         print("benchmarks.memory: the worker was replaced meanwhile", file=sys.stderr)
         return 1

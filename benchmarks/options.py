@@ -6,10 +6,12 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks import report, store
-from benchmarks.systems import SYSTEMS
+from benchmarks.systems import SYSTEMS, SystemFailedError
 
 
 def positive(text: str) -> int:
@@ -53,3 +55,18 @@ def obstacle(systems: list[str]) -> str | None:
             return f"{name} cannot run here: {reason}"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     return None
+
+
+@contextmanager
+def place_for(program: str, directory: Path) -> Iterator[store.Store]:
+    """A store for one program that measures modamafs alone. SystemExit: why nothing came of it."""
+    if (reason := obstacle(["modamafs"])) is not None:
+        sys.exit(refuse(reason))
+    try:
+        with store.directory(directory, store.QUICK) as place:
+            yield place
+    except KeyboardInterrupt:
+        sys.exit(refuse("interrupted"))
+    except (OSError, SystemFailedError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks import figures, machine, options, report, store
+from benchmarks import figures, machine, options, report
 from benchmarks.systems import Modamafs, SystemFailedError, run
 
 PIECE_BYTES = 64 << 20
@@ -109,31 +109,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 0 when all limits are kept, 1 when not."""
     chosen = parse(arguments)
-    if (reason := options.obstacle(["modamafs"])) is not None:
-        return options.refuse(reason)
     if shutil.which("b3sum") is None:
         return options.refuse("b3sum is not installed: apt install b3sum")
     size_bytes, file_bytes = chosen.gb * 1000**3, chosen.file_mb << 20
     size_bytes -= size_bytes % file_bytes
-    try:
-        with store.directory(chosen.directory, store.QUICK) as place:
-            if place.free() < size_bytes * 1.1:
-                return options.refuse(f"{chosen.directory} has no room for {chosen.gb} GB")
-            Modamafs.command("init", place.root)
-            facts = machine.facts(place.root)
-            large, small = place.root / SESSION / "large", place.root / SESSION / "small"
-            make_large(large, size_bytes, file_bytes)
-            make_small(small, chosen.files)
-            measured: dict[str, list[dict[str, Sample]]] = {"large": [], "small": []}
-            for number in range(chosen.rounds):
-                for tree in (large, small):
-                    print(f"round {number + 1}, {tree.name}", file=sys.stderr, flush=True)
-                    measured[tree.name].append(round_of(tree, warm=chosen.warm))
-    except KeyboardInterrupt:
-        return options.refuse("interrupted")
-    except (OSError, SystemFailedError) as error:
-        print(f"benchmarks.sealing: {error}", file=sys.stderr)
-        return 1
+    with options.place_for("benchmarks.sealing", chosen.directory) as place:
+        if place.free() < size_bytes * 1.1:
+            return options.refuse(f"{chosen.directory} has no room for {chosen.gb} GB")
+        Modamafs.command("init", place.root)
+        facts = machine.facts(place.root)
+        large, small = place.root / SESSION / "large", place.root / SESSION / "small"
+        make_large(large, size_bytes, file_bytes)
+        make_small(small, chosen.files)
+        measured: dict[str, list[dict[str, Sample]]] = {"large": [], "small": []}
+        for number in range(chosen.rounds):
+            for tree in (large, small):
+                print(f"round {number + 1}, {tree.name}", file=sys.stderr, flush=True)
+                measured[tree.name].append(round_of(tree, warm=chosen.warm))
     rows, passed = judge(measured, size_bytes, chosen.files)
     print(report.lines_up(rows))
     path = chosen.results / f"{report.stem('-sealing-warm' if chosen.warm else '-sealing')}.json"

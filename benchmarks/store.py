@@ -119,6 +119,7 @@ class Store:
 def directory(parent: Path, sizes: Sizes) -> Iterator[Store]:
     """An empty store in a new directory below `parent`, removed at the end."""
     base = Path(tempfile.mkdtemp(prefix="modamafs-bench-", dir=parent.resolve(strict=True)))
+    os.environ["MODAMAFS_INDEX_DIR"] = str(base / "index")  # it goes with the store
     try:
         store = Store(base, sizes)
         for path in (store.root, store.mountpoint, store.source):

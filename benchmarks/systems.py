@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 MOUNT_TIMEOUT_S = 30.0
+INDEX_TIMEOUT_S = 60.0
 UNMOUNT_TIMEOUT_S = 10.0
 POLL_S = 0.005
 HERE = Path(__file__).resolve().parent
@@ -303,6 +304,17 @@ class Modamafs(System):
         if done.returncode != 0 or mount_device(self.mountpoint) is None:
             said = done.stderr.strip().splitlines()
             raise SystemFailedError(f"modamafs does not mount: {' '.join(said[-1:])}")
+        self.wait_for_index()
+
+    def wait_for_index(self) -> None:
+        """The store is watched, and its index written: as it is but for a moment after mounting."""
+        deadline_s = time.monotonic() + INDEX_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            status = self.status()
+            if status.get("watching") and status.get("index", {}).get("state") == "ok":
+                return
+            time.sleep(0.1)
+        raise SystemFailedError("modamafs does not watch the store, or has no index")
 
     def alive(self) -> bool:
         try:

@@ -144,17 +144,6 @@ def measure(root: Path, mountpoint: Path) -> tuple[list[list[str]], dict[str, li
     return rows, samples, met
 
 
-def wait_for_index(system: Modamafs) -> None:
-    """The store is watched, and its index written."""
-    deadline_s = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline_s:
-        status = system.status()
-        if status.get("watching") and status.get("index", {}).get("state") == "ok":
-            return
-        time.sleep(0.1)
-    raise TimeoutError("the store is not watched")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 0 when all limits are kept, 1 when not."""
     chosen: argparse.Namespace = options.parser("python -m benchmarks.watch", __doc__).parse_args(
@@ -165,7 +154,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (place.root / "area").mkdir()
         system = Modamafs(place.root, place.mountpoint)
         with system.mounted():
-            wait_for_index(system)
             rows, samples, met = measure(place.root, place.mountpoint)
     head = ["change on the store", "median", "99 %", "longest", "bare", "met"]
     print(report.lines_up([head, *rows]))

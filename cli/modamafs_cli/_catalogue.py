@@ -17,7 +17,7 @@ from rich.text import Text
 from modamafs.control import client
 from modamafs.errors import InvalidRequest, NotPermitted
 from modamafs.model import Caller
-from modamafs_cli._common import Place, json_option, locate, printable
+from modamafs_cli._common import Place, emit, json_option, locate, printable
 from modamafs_cli._sealing import locate_directory
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -48,6 +48,21 @@ def ask(verb: str, path: str, *, is_new: bool = False, **arguments: Any) -> Any:
     caller = Caller(os.geteuid(), os.getegid(), os.getpid(), groups=tuple(os.getgroups()))
     with Store(place.store) as store:
         return projects.VERBS[verb](store, wanted, caller)
+
+
+def ask_and_print(
+    verb: str, path: str, *, as_json: bool, is_new: bool = False, **arguments: Any
+) -> dict[str, Any]:
+    """The same where the result is one project or session; prints it."""
+    result: dict[str, Any] = ask(verb, path, is_new=is_new, **arguments)
+    emit(result, described(result), as_json=as_json)
+    return result
+
+
+def show_record(verb: str, path: str, *, as_json: bool) -> None:
+    """Print one project or session; exit status 1 where it has no record that can be read."""
+    if ask_and_print(verb, path, as_json=as_json)["record"] is None:
+        click.get_current_context().exit(1)
 
 
 def locate_new(path: str) -> Place:

@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from modamafs_cli._catalogue import ask, described, prepared, remove_option, table, who, words
+from modamafs_cli._catalogue import (
+    ask,
+    ask_and_print,
+    prepared,
+    remove_option,
+    show_record,
+    table,
+    who,
+    words,
+)
 from modamafs_cli._common import emit, json_option
 
 
@@ -42,8 +51,7 @@ def create(path: str, private: bool, as_json: bool, **options: Any) -> None:
     """
     visibility = "private" if private else None
     arguments = prepared(options) | {"visibility": visibility}
-    result = ask("project-create", path, is_new=True, **arguments)
-    emit(result, described(result), as_json=as_json)
+    ask_and_print("project-create", path, as_json=as_json, is_new=True, **arguments)
 
 
 @command.command("set")
@@ -69,25 +77,20 @@ def set_(path: str, private: bool | None, as_json: bool, **options: Any) -> None
     """
     visibility = {True: "private", False: "members", None: None}[private]
     arguments = prepared(options) | {"visibility": visibility}
-    result = ask("project-set", path, **arguments)
-    emit(result, described(result), as_json=as_json)
+    ask_and_print("project-set", path, as_json=as_json, **arguments)
 
 
 @command.command("show")
 @click.argument("path")
 @json_option
-@click.pass_context
-def show(ctx: click.Context, path: str, as_json: bool) -> None:
+def show(path: str, as_json: bool) -> None:
     """Show the record of the project PATH; exit status 1 where it has none that can be read.
 
     \b
     Example:
       modamafs project show --json /data/tem/phase-plates | jq -r .record.title
     """
-    result = ask("project-show", path)
-    emit(result, described(result), as_json=as_json)
-    if result["record"] is None:
-        ctx.exit(1)
+    show_record("project-show", path, as_json=as_json)
 
 
 @command.command("list")

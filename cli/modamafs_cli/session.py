@@ -10,9 +10,10 @@ import click
 from modamafs_cli._catalogue import (
     Decorated,
     ask,
-    described,
+    ask_and_print,
     prepared,
     remove_option,
+    show_record,
     table,
     who,
     words,
@@ -63,8 +64,7 @@ def create(path: str, as_json: bool, **options: Any) -> None:
       modamafs session create /data/tem/phase-plates/2026-11-23 --title "First light" \\
         --instrument "Titan Holo" --sample PP-7 --sampledb-id 42 --meta "beam_energy=300 keV"
     """
-    result = ask("session-create", path, is_new=True, **prepared(options))
-    emit(result, described(result), as_json=as_json)
+    ask_and_print("session-create", path, as_json=as_json, is_new=True, **prepared(options))
 
 
 @command.command("set")
@@ -83,25 +83,20 @@ def set_(path: str, as_json: bool, **options: Any) -> None:
     Example:
       modamafs session set /data/tem/phase-plates/2026-11-23 --keyword hologram --remove meta=dose
     """
-    result = ask("session-set", path, **prepared(options))
-    emit(result, described(result), as_json=as_json)
+    ask_and_print("session-set", path, as_json=as_json, **prepared(options))
 
 
 @command.command("show")
 @click.argument("path")
 @json_option
-@click.pass_context
-def show(ctx: click.Context, path: str, as_json: bool) -> None:
+def show(path: str, as_json: bool) -> None:
     """Show the record of the session PATH; exit status 1 where it has none that can be read.
 
     \b
     Example:
       modamafs session show --json /data/tem/phase-plates/2026-11-23 | jq .seals
     """
-    result = ask("session-show", path)
-    emit(result, described(result), as_json=as_json)
-    if result["record"] is None:
-        ctx.exit(1)
+    show_record("session-show", path, as_json=as_json)
 
 
 @command.command("list")

@@ -65,8 +65,9 @@ def _follow(
         sys.stdout.flush()
         is_end = not page["changes"] and page["position"] == arguments["since"]
         if once and (is_end or page["lost"] or arguments["since"] is None):
-            if as_json and arguments["since"] is None:
-                click.echo(json.dumps({"event": "position", "position": page["position"]}))
+            if arguments["since"] is None:
+                position = {"event": "position", "position": page["position"]}
+                click.echo(json.dumps(position) if as_json else page["position"])
             return
         arguments["since"] = page["position"]
 

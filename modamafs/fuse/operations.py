@@ -239,17 +239,8 @@ class Operations(pyfuse3.Operations):
         else:
             found = self.tree.lookup(parent, name)
         if found is None:
-            return self._nothing()
+            raise FUSEError(errno.ENOENT)  # of what is virtual, that is not to be believed
         return self._entry(found)
-
-    def _nothing(self) -> EntryAttributes:
-        """There is no such entry, which the kernel may believe as long as the store is watched."""
-        if self._timeouts is self._unwatched:
-            raise FUSEError(errno.ENOENT)
-        entry = EntryAttributes()
-        entry.st_ino = 0
-        entry.entry_timeout = self._timeouts.entries_s
-        return entry
 
     async def forget(self, inode_list: object) -> None:
         """Nothing is kept of what the kernel knows (the channel does not even ask)."""

@@ -365,3 +365,15 @@ def test_what_must_not_be_believed_never_is(
         assert mount.requests("GETATTR") + mount.requests("LOOKUP") - before >= 50
         assert json.loads(json.dumps(mount.status()["watching"])) is True
     remove(store)
+
+
+def test_what_is_virtual_is_not_believed_to_be_missing(watched: Mount) -> None:
+    """A landing directory shows what was found out meanwhile."""
+    session = watched.store / "area" / "project" / "session"
+    (session / "raw").mkdir(parents=True)
+    shown = watched.root / "landing" / "area" / "project" / "session"
+    for missing in ("history.jsonl", "seals/raw.json"):
+        assert not (shown / missing).exists(), missing
+    (session / ".modama" / "seals").mkdir(parents=True)
+    (session / ".modama" / "history.jsonl").write_text("{}\n")
+    assert (shown / "history.jsonl").read_text() == "{}\n"
