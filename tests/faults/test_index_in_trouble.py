@@ -236,9 +236,13 @@ def test_no_room_for_the_index(
             session = mount.root / "area" / "project" / "session"
             filler = small.root / "filler"
             with mount.expected_in_log(TROUBLE):
-                with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
-                    while file.write(bytes(1 << 20)):
-                        pass
+                with open(filler, "wb") as file:
+                    size = 0
+                    for step in (1 << 26, 1 << 20, 1 << 12):
+                        with contextlib.suppress(OSError):
+                            while True:
+                                os.posix_fallocate(file.fileno(), size, step)
+                                size += step
                 for number in range(5000):
                     os.mknod(session / f"{number:05}-{'x' * 200}")
                 wait_until(lambda: state(mount) == "unavailable", "the status to say it")
@@ -255,11 +259,13 @@ def test_a_directory_that_nobody_may_write(
     subprocess.run(["chattr", "+i", above], check=True)
     monkeypatch.setenv("MODAMAFS_INDEX_DIR", str(above))
     try:
-        with Mount(store, workshop.mountpoint(store.name)) as mount:
-            with mount.expected_in_log(TROUBLE):
-                wait_until(lambda: state(mount) == "unavailable", "the status to say it")
-                (mount.root / "area" / "file").write_text("content")
-                subprocess.run(["chattr", "-i", above], check=True)
-                assert_index_is_right(mount)
+        with (
+            Mount(store, workshop.mountpoint(store.name)) as mount,
+            mount.expected_in_log(TROUBLE),
+        ):
+            wait_until(lambda: state(mount) == "unavailable", "the status to say it")
+            (mount.root / "area" / "file").write_text("content")
+            subprocess.run(["chattr", "-i", above], check=True)
+            assert_index_is_right(mount)
     finally:
         subprocess.run(["chattr", "-i", above], check=True)
