@@ -18,14 +18,10 @@ from modamafs import mounting
 from modamafs.errors import ModamaError
 from modamafs.store.backing import Store
 from modamafs.store.seals import Seals
+from modamafs.watch.group import open_group
 from modamafs_cli._common import emit, json_option
 
-# sys/fanotify.h, fcntl.h
-_FAN_CLOEXEC = 0x1
-_FAN_REPORT_DFID_NAME = 0xC00
-_FAN_MARK_ADD = 0x1
-_FAN_MARK_FILESYSTEM = 0x100
-_FAN_CREATE_IN_DIRECTORIES = 0x100 | 0x40000000
+# fcntl.h
 _AT_FDCWD = -100
 _MAX_HANDLE_BYTES = 128
 
@@ -143,7 +139,7 @@ def file_system(directory: Path) -> list[Check]:
         _try(
             "fanotify", False, lambda: _watches(directory), place,
             "changes made on the store itself are then seen when the timeouts end, not at once: "
-            "run as root, with a kernel from 5.9 on (a btrfs subvolume can't be watched whole)",
+            "run as root, with a kernel from 5.17 on (a btrfs subvolume can't be watched whole)",
         ),
         _try(
             "file handles", False, lambda: _gives_handles(directory), place,
@@ -183,20 +179,7 @@ def _try(name: str, needed: bool, attempt: Callable[[], bool], found: str, advic
 
 
 def _watches(directory: Path) -> bool:
-    fd = _libc.fanotify_init(_FAN_CLOEXEC | _FAN_REPORT_DFID_NAME, os.O_RDONLY)
-    if fd < 0:
-        raise _last_error()
-    try:
-        if _libc.fanotify_mark(
-            fd,
-            _FAN_MARK_ADD | _FAN_MARK_FILESYSTEM,
-            ctypes.c_uint64(_FAN_CREATE_IN_DIRECTORIES),
-            _AT_FDCWD,
-            os.fsencode(directory),
-        ):
-            raise _last_error()
-    finally:
-        os.close(fd)
+    os.close(open_group(directory))
     return True
 
 

@@ -454,7 +454,8 @@ static bool refused(fuse_req_t req, PyObject *found, PyTypeObject *type)
         return false;
     if (!found)
         PyErr_WriteUnraisable(NULL);
-    fuse_reply_err(req, found && PyLong_Check(found) ? (int)PyLong_AsLong(found) : EIO);
+    int number = found && PyLong_Check(found) ? (int)PyLong_AsLong(found) : 0;
+    fuse_reply_err(req, number ? number : EIO);
     return true;
 }
 

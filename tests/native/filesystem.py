@@ -4,7 +4,8 @@
     python -m tests.native.filesystem FD INIT_BIN WANTED STACK_DEPTH TRICK
 
 TRICK is what goes wrong: ``init-answered`` (the kernel has had an answer to INIT: ENOENT),
-``spurious`` (a request is read where none is waiting), ``not-callable`` (the handler is None).
+``spurious`` (a request is read where none is waiting), ``not-callable`` (the handler is None);
+``quick`` is none: the functions of ``quick.py`` answer what they can (``_channel.set_quick``).
 Extended attributes answer what the test wants to know (see ``getxattr``). What the file system does
 otherwise hangs on the inode number. Exit status: 0 at the mount's end, an errno if reading fails.
 """
@@ -33,6 +34,7 @@ import pyfuse3  # noqa: E402
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext  # noqa: E402
 
 from modamafs.fuse import _channel  # noqa: E402
+from tests.native import quick  # noqa: E402
 
 SET_OPEN, PLAIN, KEEP_CACHE, DIRECT_IO = 10, 11, 12, 13
 """Inodes whose opens differ; a file's handle is its number times 100."""
@@ -191,6 +193,8 @@ def main() -> int:
     operations = FileSystem(int(fd))
     handler: Any = None if trick == "not-callable" else operations.extra
     _channel.attach(int(fd), init_fd, int(wanted), int(depth), handler)
+    if trick == "quick":
+        quick.set_up(_channel)
     pyfuse3.init(operations, "/", set())
     assert _channel.attached()
     lent = channel.scheduler(pyfuse3)

@@ -13,6 +13,7 @@ import pytest
 
 from modamafs.fuse import channel
 from tests.native import kernel as k
+from tests.native import quick as fs
 from tests.native.kernel import Kernel
 
 # linux/fuse.h: what libfuse sets by itself where it is offered
@@ -507,3 +508,76 @@ def test_many_requests_at_once(kernel: Kernel) -> None:
             assert struct.unpack_from("=Q", reply.body)[0] == node * 100
     while sent:
         sent.pop(kernel.receive().unique)
+
+
+# ---- the requests that there are most of ---------------------------------------------------------
+
+NAME = b"caf\xe9\0"
+HALF = 500_000_000
+ATTRIBUTES = (
+    0x1_0000_0001, 0x2_0000_0003, 1_600_000_001, 1_600_000_002, 2**64 - 1, 111, 222, 333,
+    stat.S_IFREG | 0o4751, 17, 1001, 1002, 0x0803, 8192, 0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> Iterator[Kernel]:
+    with Kernel(tmp_path, wanted=WANTED, trick="quick") as playing:
+        playing.init(EVERYTHING)
+        yield playing
+
+
+@pytest.mark.parametrize(
+    ("parent", "node", "valid"), [(30, fs.QUICK_INO, 3), (31, 1, 3), (32, 3, 0)]
+)
+def test_a_quick_lookup(quick: Kernel, parent: int, node: int, valid: int) -> None:
+    """The store's root is node 1; what is in ``changing`` is not believed for long."""
+    rest = 250_000_000 if valid else HALF
+    expected = k.ENTRY_OUT.pack(node, 0x99AABBCC, 12, valid, HALF, rest, node, *ATTRIBUTES)
+    assert quick.call(k.LOOKUP, NAME, parent)[::2] == (0, expected)
+
+
+def test_a_quick_lookup_of_nothing_may_be_believed(quick: Kernel) -> None:
+    reply = quick.call(k.LOOKUP, NAME, fs.QUICK_NOTHING)
+    assert reply.error == 0
+    assert reply.body == k.ENTRY_OUT.pack(0, 0, 12, 0, HALF, *[0] * 17)
+
+
+def test_a_quick_getattr(quick: Kernel) -> None:
+    for node, ino, valid, rest in ((30, fs.QUICK_INO, 3, 250_000_000), (32, 3, 0, HALF)):
+        reply = quick.call(k.GETATTR, k.GETATTR_IN.pack(0, 0, 0), node)
+        assert reply[::2] == (0, k.ATTR_OUT.pack(valid, rest, 0, ino, *ATTRIBUTES))
+
+
+def test_a_quick_getxattr(quick: Kernel) -> None:
+    def call(size: int) -> tuple[int, bytes]:
+        reply = quick.call(k.GETXATTR, k.GETXATTR_IN.pack(size, 0) + b"user.x\0", 30)
+        return reply.error, reply.body
+
+    assert call(100) == (0, b"value of user.x")
+    assert call(15) == (0, b"value of user.x")
+    assert call(14) == (-errno.ERANGE, b"")
+    assert call(0) == (0, struct.pack("=II", 15, 0))
+
+
+@pytest.mark.parametrize(
+    ("opcode", "body"),
+    [
+        (k.LOOKUP, NAME),
+        (k.GETATTR, k.GETATTR_IN.pack(0, 0, 0)),
+        (k.GETXATTR, k.GETXATTR_IN.pack(100, 0) + b"user.x\0"),
+    ],
+)
+def test_quick_refusals(quick: Kernel, opcode: int, body: bytes) -> None:
+    """An errno is passed on; what is no answer at all is an error of ours, and no end."""
+    assert quick.call(opcode, body, fs.QUICK_REFUSED).error == -errno.ESTALE
+    assert quick.call(opcode, body, fs.QUICK_RAISES).error == -errno.EIO
+    assert quick.call(opcode, body, fs.QUICK_WRONG).error == -errno.EIO
+    assert quick.query(b"attached") is True
+
+
+def test_what_is_not_quick_is_left_to_pyfuse3(quick: Kernel) -> None:
+    body = k.GETXATTR_IN.pack(100, 0) + b"user.x\0"
+    assert quick.call(k.GETXATTR, body, 99).error == -errno.ENODATA
+    assert quick.call(k.LOOKUP, NAME, 99).error == -errno.ENOSYS
+    assert quick.call(k.GETATTR, k.GETATTR_IN.pack(0, 0, 0), 99).error == -errno.ENOSYS
