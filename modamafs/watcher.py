@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import heapq
 import itertools
 import json
@@ -81,7 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--worker-fd", type=int, required=True)
     parser.add_argument("--worker", type=int, required=True)
     options = parser.parse_args(arguments)
-    spec = load_mount_spec(options.runtime)
+    try:
+        spec = load_mount_spec(options.runtime)
+    except FileNotFoundError:
+        return 0  # unmounted meanwhile
     logging.basicConfig(
         stream=sys.stderr,
         level=spec.log_level.upper(),
@@ -205,7 +209,7 @@ class Territory:
         if known is None:
             path = self.path(directory)
             if path is None:
-                return True  # it is gone: whatever was in it may have other names
+                return True  # whatever is, or was, in it
             known = (path + b"/").startswith(self._prefix)
             if len(self._known) >= KNOWN_DIRECTORIES:
                 self._known.clear()
@@ -213,13 +217,17 @@ class Territory:
         return known
 
     def path(self, directory: int) -> bytes | None:
-        """Where a directory is; None: nowhere."""
+        """Where a directory is; None: nowhere, or deeper than a path can say."""
         try:
             fd = self._store.volume.open(directory, os.O_PATH)
         except OSError:
             return None
         try:
             return path_of(fd)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return None
         finally:
             os.close(fd)
 
@@ -280,8 +288,10 @@ class Watcher:
                 if self._worker.fileno() in ready and not self._listen(watch_fd):
                     return
                 self._echo()
-        except OSError as error:  # ENODEV: the mount is gone, and so will be the worker
-            log.info("watch-ended error=%s", error)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise  # nobody is to believe that this goes on
+            log.info("watch-ended error=%s", error)  # the mount is gone, and so will be the worker
             while self._worker.recv(1 << 16):
                 pass
 

@@ -44,16 +44,15 @@ def copied(
         yield mount
 
 
-def test_it_is_sealed_without_any_flag(copied: Mount) -> None:
+def test_it_is_sealed_without_any_flag_and_they_can_be_brought_back(
+    copied: Mount, sealed: Sealed
+) -> None:
     assert protected(copied.store) == []
     before = scene.whole(copied.store)
     for who in USERS:
         found = as_user(USERS[who], doors.attempt, DOORS, Way(copied.root))
         assert doors.not_refused(DOORS, found, who, "a copy", by_us=True) == []
         assert differences(before, scene.whole(copied.store)) == []
-
-
-def test_the_flags_can_be_brought_back(copied: Mount, sealed: Sealed) -> None:
     raw = Path(scene.RAW)
     record = Path(scene.SESSION, ".modama/seals", f"{raw.name}.json")
     original = json.loads((sealed.store / record).read_text())

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.janitor import mounts_below
-from tests.support.mounts import command, modamafs
+from tests.support.mounts import command, installed
 from tests.support.targets import Workshop
 
 COLUMNS = 80
@@ -37,7 +37,7 @@ def place(
 
 
 def test_what_it_promises() -> None:
-    done = modamafs("demo", "--json")
+    done = installed("demo", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     figures = json.loads(done.stdout)
     assert figures["passthrough"] is True
@@ -57,7 +57,7 @@ def test_what_it_promises() -> None:
 
 
 def test_without_passthrough_the_daemon_reads() -> None:
-    done = modamafs("demo", "--json", "--no-passthrough")
+    done = installed("demo", "--json", "--no-passthrough")
     assert (done.returncode, done.stderr) == (0, "")
     figures = json.loads(done.stdout)
     assert figures["passthrough"] is False
@@ -66,7 +66,7 @@ def test_without_passthrough_the_daemon_reads() -> None:
 
 
 def test_in_a_pipe_it_is_plain_and_when_kept_it_can_be_played_with(place: Path) -> None:
-    done = modamafs("demo", "--keep")
+    done = installed("demo", "--keep")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.isascii()
     assert "\x1b" not in done.stdout

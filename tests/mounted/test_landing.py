@@ -107,9 +107,12 @@ def test_every_module_shows_in_every_kind_of_directory(mount: Mount) -> None:
         names = set(os.listdir(place))
         for name in landing.modules():
             assert (place / name).exists() is (name in names), (directory, name)
+        for entry in os.scandir(place):  # by the type that is listed
+            assert entry.is_dir(follow_symlinks=False) is Path(entry.path).is_dir(), entry.path
         for file in everything(place):
             content = file.read_bytes()
             assert file.name == "ctl" or file.stat().st_size == len(content)
+            assert content.endswith(b"\n") or file == place / "seal/progress", file
     assert TITLE in (mount.root / SESSION / ".modama/index.html").read_text()
     assert TITLE in (mount.root / RAW / ".modama/README.md").read_text()
     assert json.loads((mount.root / SESSION / ".modama/metadata.json").read_text())
@@ -119,9 +122,9 @@ def test_the_listed_tree_has_the_same_directories(mount: Mount) -> None:
     tree = mount.root / "landing"
     assert {"landing", "views", "area"} == set(os.listdir(mount.root))
     for directory in ("area", "area/project", SESSION, RAW):
-        assert directory.name if isinstance(directory, Path) else directory
         here, there = tree / directory, mount.root / directory / ".modama"
-        assert set(os.listdir(there)) <= set(os.listdir(here))
+        below = {path.name for path in (mount.root / directory).iterdir() if path.is_dir()}
+        assert set(os.listdir(here)) == set(os.listdir(there)) | below
         assert (here / "README.md").read_bytes() == (there / "README.md").read_bytes()
     found = subprocess.run(
         ["grep", "-rl", TITLE, tree], capture_output=True, text=True, check=True
@@ -168,6 +171,9 @@ def test_nothing_can_be_changed(here: Path, mount: Mount) -> None:
 
 def test_programs_of_every_day_work_on_it(here: Path, tmp_path: Path, mount: Mount) -> None:
     tree = mount.root / "landing" / SESSION
+    changed_ns = max(path.lstat().st_ctime_ns for path in mount.store.rglob("*"))
+    for file in everything(tree):
+        assert file.stat().st_mtime_ns <= changed_ns, f"{file}: its time is that of what it shows"
     for copy in (["cp", "-r"], ["rsync", "-a"]):
         target = tmp_path / copy[0]
         target.mkdir()
@@ -176,7 +182,7 @@ def test_programs_of_every_day_work_on_it(here: Path, tmp_path: Path, mount: Mou
             if file.name != "ctl":
                 assert filecmp.cmp(file, target / file.relative_to(tree), shallow=False)
     again = subprocess.run(
-        ["rsync", "-a", "--itemize-changes", f"{tree}/", tmp_path / "rsync"],
+        ["rsync", "-a", "--modify-window=-1", "--itemize-changes", f"{tree}/", tmp_path / "rsync"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert [line for line in again.splitlines() if not line.endswith("ctl")] == []
@@ -191,7 +197,10 @@ def test_programs_of_every_day_work_on_it(here: Path, tmp_path: Path, mount: Mou
     ):
         assert mapped[:] == (here / "README.md").read_bytes()
     with (here / "README.md").open("rb") as file:
-        assert file.seek(0, os.SEEK_END) == len((here / "README.md").read_bytes())
+        size_bytes = file.seek(0, os.SEEK_END)
+        assert size_bytes == len((here / "README.md").read_bytes())
+        assert file.seek(7, os.SEEK_DATA) == 7
+        assert file.seek(7, os.SEEK_HOLE) == size_bytes
 
 
 def test_an_open_file_stays_what_it_was(here: Path, store: Path) -> None:
@@ -230,16 +239,25 @@ def test_it_outlives_the_daemon(here: Path, mount: Mount) -> None:
 
 
 def test_a_directory_that_is_renamed_keeps_its_landing_directory(here: Path, mount: Mount) -> None:
+    assert str(SESSION) in (here / "README.md").read_text()
     descriptor = os.open(here, os.O_RDONLY | os.O_DIRECTORY)
+    raw = os.open(here.parent / "raw", os.O_RDONLY | os.O_DIRECTORY)
     try:
-        (mount.root / SESSION).rename(mount.root / "area/project/other")
-        assert os.stat("README.md", dir_fd=descriptor).st_size
-        assert TITLE in (mount.root / "area/project/other/.modama/README.md").read_text()
-        shutil.rmtree(mount.root / "area/project/other/raw")
+        other = mount.root / "area/project/other"
+        (mount.root / SESSION).rename(other)
+        with open(os.open("README.md", os.O_RDONLY, dir_fd=descriptor)) as file:
+            assert "area/project/other" in file.read()
+        assert TITLE in (other / ".modama/README.md").read_text()
         with pytest.raises(FileNotFoundError):
             (mount.root / SESSION / ".modama/README.md").read_text()
+        os.stat(".modama/README.md", dir_fd=raw)
+        shutil.rmtree(other / "raw")
+        with pytest.raises(OSError) as caught:
+            os.stat(".modama/README.md", dir_fd=raw)
+        assert caught.value.errno in (errno.ESTALE, errno.ENOENT)
     finally:
         os.close(descriptor)
+        os.close(raw)
 
 
 def test_records_that_were_edited_into_nonsense_are_said(here: Path, store: Path) -> None:
@@ -389,7 +407,9 @@ def test_who_is_in_the_way_is_said(here: Path, mount: Mount) -> None:
         last = (here / "ctl").read_text().splitlines()[-1]
         assert "scan.raw" in last
         assert str(os.getpid()) in last
-        (here / "ctl").write_text("seal wait\n")  # returns once the gate is shut
+        writing = subprocess.Popen(["sh", "-c", 'echo seal wait > "$0"', here / "ctl"])
+        wait_until(lambda: writing.poll() is not None, "the gate to be shut, and no longer")
+        assert writing.returncode == 0
         assert "waiting" in (here / "seal/progress").read_text()
         assert (here / "seal/state").read_text() == "sealing\n"
         with pytest.raises(OSError) as caught:
@@ -411,14 +431,17 @@ def test_verifying_by_ctl_finds_and_shows_damage(here: Path, store: Path) -> Non
     os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
     (here / "ctl").write_text("verify\n")
     wait_until(lambda: "NOT as it was" in (here / "ctl").read_text(), "verify")
-    assert "scan.raw" in (here / "README.md").read_text()
+    lines = (here / "README.md").read_text().splitlines()
+    assert "    - damaged: `scan.raw`" in lines
+    assert "- `raw/scan.raw` (8.0 kB) **damaged**" in lines
     assert (here.parent / "raw/scan.raw").read_bytes().startswith(b"M"), "reading stays possible"
 
 
 def test_history_can_be_followed(here: Path, mount: Mount) -> None:
     assert modamafs("seal", mount.root / RAW).returncode == 0
     with subprocess.Popen(
-        ["tail", "-n", "+1", "-s", "0.1", "-f", here / "history.jsonl"], stdout=subprocess.PIPE
+        ["timeout", "30", "tail", "-n", "+1", "-s", "0.1", "-f", here / "history.jsonl"],
+        stdout=subprocess.PIPE,
     ) as tail:
         try:
             assert tail.stdout is not None
@@ -565,6 +588,8 @@ def test_views_lead_to_sessions(mount: Mount) -> None:
     assert os.listdir(project / "sealed") == []
     assert os.listdir(project / "by-date/2026/07") == ["session"]
     assert os.listdir(project / "by-instrument") == ["Titan G3"]
+    assert os.listdir(project / "by-owner") == ["alice"]
+    assert "temperature=5 K" in os.listdir(project / "by")
     for path in views.rglob("*"):
         if path.is_symlink():
             assert not os.readlink(path).startswith("/")
@@ -580,8 +605,9 @@ def test_mine_is_the_callers(mount: Mount, store: Path) -> None:
 
     path = store / SESSION / ".modama/session.json"
     nobody = pwd.getpwuid(65534)
+    user = User(nobody.pw_uid, nobody.pw_gid)
+    assert not any("session" in name for name in as_user(user, mine))
     changed = json.loads(path.read_text()) | {"owner": {"name": "N", "user": nobody.pw_name}}
     path.write_text(json.dumps(changed))
-    user = User(nobody.pw_uid, nobody.pw_gid)
     wait_until(lambda: any("session" in name for name in as_user(user, mine)), "the view to know")
     assert not any("session" in name for name in as_user(BOB, mine))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import json
 import mmap
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from blake3 import blake3
 
 from tests.support.mounts import Mount, modamafs
 from tests.support.targets import Workshop
-from tests.support.trees import snapshot
+from tests.support.trees import remove, snapshot
 from tests.support.users import ALICE, as_user
 
 SESSION = Path("area/project/session")
@@ -26,6 +27,38 @@ RAW = SESSION / "raw"
 @pytest.fixture
 def sealed(mount: Mount) -> Mount:
     """A session whose raw data are sealed."""
+    seal_a_session(mount)
+    return mount
+
+
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(("ext4", "xfs", "btrfs"), ((), ("--no-passthrough",))),
+    ids=lambda kind: "-".join((kind[0], *kind[1])),
+)
+def for_all(
+    request: pytest.FixtureRequest, workshop: Workshop, new_name: Callable[[], str]
+) -> Iterator[Mount]:
+    """The same for all tests that leave it sealed, and the mount as it is."""
+    fstype, options = request.param
+    store = workshop.image(fstype).root / f"sealed-{new_name()}"
+    store.mkdir()
+    with Mount(store, workshop.mountpoint(store.name), *options) as mount:
+        seal_a_session(mount)
+        yield mount
+    remove(store)
+
+
+@pytest.fixture
+def stays_sealed(for_all: Mount) -> Iterator[Mount]:
+    """``for_all``; it's this test's fault if something is amiss in its log."""
+    for_all.fail_on_unexpected_log_lines()
+    yield for_all
+    for_all.fail_on_unexpected_log_lines()
+
+
+def seal_a_session(mount: Mount) -> None:
+    """Make one with raw data, and seal those."""
     raw = mount.root / RAW
     (raw / "frames").mkdir(parents=True)
     (raw / "scan.h5").write_bytes(b"measured" * 1000)
@@ -36,7 +69,6 @@ def sealed(mount: Mount) -> Mount:
     done = modamafs("seal", "--json", raw)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["state"] == "sealed"
-    return mount
 
 
 def touch_with_flags(path: Path, flags: int) -> None:
@@ -91,21 +123,21 @@ def errno_at(door: str, raw: Path) -> int | None:
     return None
 
 
-def test_every_door_is_shut(sealed: Mount) -> None:
-    raw = sealed.root / RAW
-    before = snapshot(sealed.store)
+def test_every_door_is_shut(stays_sealed: Mount) -> None:
+    raw = stays_sealed.root / RAW
+    before = snapshot(stays_sealed.store)
     for door in DOORS:
         assert errno_at(door, raw) == errno.EROFS, f"{door}, as root"
-        assert snapshot(sealed.store) == before, f"{door}, as root"
+        assert snapshot(stays_sealed.store) == before, f"{door}, as root"
     # The kernel may say no before us to anybody else.
     refusals = (errno.EROFS, errno.EACCES, errno.EPERM)
     for door in DOORS:
         assert as_user(ALICE, errno_at, door, raw) in refusals, f"{door}, as a user"
-        assert snapshot(sealed.store) == before, f"{door}, as a user"
+        assert snapshot(stays_sealed.store) == before, f"{door}, as a user"
 
 
-def test_reading_goes_on(sealed: Mount) -> None:
-    path = sealed.root / RAW / "scan.h5"
+def test_reading_goes_on(stays_sealed: Mount) -> None:
+    path = stays_sealed.root / RAW / "scan.h5"
     assert path.read_bytes() == b"measured" * 1000
     with open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -113,13 +145,13 @@ def test_reading_goes_on(sealed: Mount) -> None:
         with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
             assert mapping[:8] == b"measured"
     assert os.getxattr(path, "user.instrument") == b"Titan"
-    assert sorted(os.listdir(sealed.root / RAW)) == ["frames", "latest", "scan.h5"]
+    assert sorted(os.listdir(stays_sealed.root / RAW)) == ["frames", "latest", "scan.h5"]
 
 
-def test_what_lies_beside_stays_writable(sealed: Mount) -> None:
-    (sealed.root / SESSION / "notes.txt").write_text("more")
-    (sealed.root / SESSION / "figures").mkdir()
-    (sealed.root / SESSION / "figures").rename(sealed.root / SESSION / "plots")
+def test_what_lies_beside_stays_writable(stays_sealed: Mount) -> None:
+    (stays_sealed.root / SESSION / "notes.txt").write_text("more")
+    (stays_sealed.root / SESSION / "figures").mkdir()
+    (stays_sealed.root / SESSION / "figures").rename(stays_sealed.root / SESSION / "plots")
 
 
 def test_it_holds_after_restarts_and_in_a_second_mount(sealed: Mount, workshop: Workshop) -> None:
@@ -139,10 +171,10 @@ def test_it_holds_after_restarts_and_in_a_second_mount(sealed: Mount, workshop: 
             (second.root / "area" / "project" / "other" / "file").write_text("2")
 
 
-def test_the_manifest_proves_the_bytes(sealed: Mount) -> None:
-    manifest = (sealed.store / SESSION / ".modama/seals/raw.B3SUMS").read_text()
+def test_the_manifest_proves_the_bytes(stays_sealed: Mount) -> None:
+    manifest = (stays_sealed.store / SESSION / ".modama/seals/raw.B3SUMS").read_text()
     expected = "".join(
-        f"{blake3((sealed.store / RAW / name).read_bytes()).hexdigest()}  {name}\n"
+        f"{blake3((stays_sealed.store / RAW / name).read_bytes()).hexdigest()}  {name}\n"
         for name in ("frames/1.mrc", "scan.h5")
     )
     assert manifest == expected
@@ -176,9 +208,9 @@ def test_a_writer_is_in_the_way(mount: Mount) -> None:
     assert again.returncode == 0, "sealed already is no error"
 
 
-def test_what_can_not_be_sealed_is_refused_in_one_line(sealed: Mount) -> None:
+def test_what_can_not_be_sealed_is_refused_in_one_line(stays_sealed: Mount) -> None:
     for path in ("", "area", "area/project/session/raw/scan.h5", "nowhere"):
-        done = modamafs("seal", sealed.root / path)
+        done = modamafs("seal", stays_sealed.root / path)
         assert done.returncode >= 2
         assert len(done.stderr.splitlines()) == 1
         assert "Traceback" not in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -140,24 +141,22 @@ HANDLES = ["", "tem", "tem/yours", "tem/yours/session/notes", "xrd/ours/session/
 @pytest.mark.parametrize(
     "shown", [("tem/mine",), ("tem/mine", "xrd/theirs")], ids=["one", "several"]
 )
-@pytest.mark.parametrize("of", ["main mount", "store"])
 def test_a_handle_of_what_is_outside_is_stale(
-    view: MakeView, main: Mount, projects: Path, shown: tuple[str, ...], of: str
+    view: MakeView, main: Mount, projects: Path, shown: tuple[str, ...]
 ) -> None:
     mount = view(*shown)
     fd = os.open(mount.root, os.O_RDONLY)
     try:
-        for path in HANDLES:
-            if path == "" and of == "main mount":
+        for taken_from, path in itertools.product((main.root, projects), HANDLES):
+            if path == "" and taken_from == main.root:
                 continue  # the root has the same handle in every mount
             if path in ("", "tem") and len(shown) > 1:
                 continue  # that is in it
-            place = (main.root if of == "main mount" else projects) / path
-            handle = name_to_handle_at((None, str(place)))
+            handle = name_to_handle_at((None, str(taken_from / path)))
             for flags in (os.O_RDONLY, os.O_PATH):
                 with pytest.raises(OSError) as caught:
                     os.close(open_by_handle_at(fd, handle, flags))
-                assert caught.value.errno == errno.ESTALE, path
+                assert caught.value.errno == errno.ESTALE, (taken_from, path)
             assert leads_back(main, main.root / path)
     finally:
         os.close(fd)
@@ -490,15 +489,20 @@ def make_all(directory: Path) -> None:
 MADE = ("file", "directory", "link", "pipe")
 
 
-@pytest.mark.parametrize("is_root", [False, True], ids=["guest", "root"])
-def test_what_is_made_is_stored_as_the_guests(
-    mapped: Mount, guest: User, projects: Path, is_root: bool
-) -> None:
-    directory = mapped.root / "session"
-    as_user(ROOT if is_root else guest, make_all, directory)
-    for name in MADE:
-        stored = (projects / "tem/mine/session" / name).lstat()
-        assert (stored.st_uid, stored.st_gid) == (guest.uid, guest.gid)
+def test_what_is_made_is_stored_as_the_guests(mapped: Mount, guest: User, projects: Path) -> None:
+    for user in (guest, ROOT):
+        directory = own_directory(mapped, user)
+        as_user(user, make_all, directory)
+        for name in MADE:
+            stored = (projects / "tem/mine/session" / directory.name / name).lstat()
+            assert (stored.st_uid, stored.st_gid) == (guest.uid, guest.gid), (user, name)
+
+
+def own_directory(mapped: Mount, user: User) -> Path:
+    """A new directory in the view, made by that user."""
+    directory = mapped.root / "session" / f"of-{user.uid}"
+    as_user(user, directory.mkdir)
+    return directory
 
 
 @one_kind
@@ -522,13 +526,14 @@ def make_set_id(directory: Path) -> None:
     (directory / "directory").chmod(0o7755)
 
 
-@pytest.mark.parametrize("is_root", [False, True], ids=["guest", "root"])
-def test_no_set_id_bits(mapped: Mount, guest: User, projects: Path, is_root: bool) -> None:
-    directory = mapped.root / "session"
-    as_user(ROOT if is_root else guest, make_set_id, directory)
-    for name in ("file", "node", "changed", "directory"):
-        for place in (directory, projects / "tem/mine/session"):
-            assert not (place / name).stat().st_mode & (stat.S_ISUID | stat.S_ISGID), name
+def test_no_set_id_bits(mapped: Mount, guest: User, projects: Path) -> None:
+    for user in (guest, ROOT):
+        directory = own_directory(mapped, user)
+        as_user(user, make_set_id, directory)
+        for name in ("file", "node", "changed", "directory"):
+            for place in (directory, projects / "tem/mine/session" / directory.name):
+                found = (place / name).stat()
+                assert not found.st_mode & (stat.S_ISUID | stat.S_ISGID), (user, name)
 
 
 def test_a_program_that_has_set_id_bits_on_the_store(
@@ -561,43 +566,41 @@ def test_the_hidden_bit_of_a_directory_stays(mapped: Mount, guest: User, project
     assert stat.S_IMODE((projects / "tem/mine/session/raw").stat().st_mode) == 0o2755
 
 
-@pytest.mark.parametrize("is_root", [False, True], ids=["guest", "root"])
-def test_no_acls(mapped: Mount, guest: User, projects: Path, is_root: bool) -> None:
-    user = ROOT if is_root else guest
-    note = mapped.root / "session/notes"
-    assert as_user(user, os.listxattr, note) == ["user.sample"]
-    for name in ("system.posix_acl_access", "trusted.sample", "security.NTACL"):
-        if name.startswith("trusted") and not is_root:
-            continue
-        refused(errno.ENODATA, as_user, user, os.getxattr, note, name)
-    refused(errno.EOPNOTSUPP, as_user, user, os.setxattr, note, "system.posix_acl_access", ACL)
-    raw = mapped.root / "session/raw"
-    refused(errno.EOPNOTSUPP, as_user, user, os.setxattr, raw, "system.posix_acl_default", ACL)
-    for name in ("security.capability", "security.NTACL", "trusted.x") if is_root else ():
-        with pytest.raises(OSError) as caught:
-            os.setxattr(note, name, CAPABILITY)
-        assert caught.value.errno == errno.EOPNOTSUPP
-    as_user(user, os.setxattr, note, "user.more", b"x")
+def test_no_acls(mapped: Mount, guest: User, projects: Path) -> None:
+    note, raw = mapped.root / "session/notes", mapped.root / "session/raw"
     stored = projects / "tem/mine/session/notes"
-    assert os.getxattr(stored, "system.posix_acl_access") == ACL
-    assert os.getxattr(stored, "user.more") == b"x"
+    for user in (guest, ROOT):
+        assert as_user(user, os.listxattr, note) == ["user.sample"]
+        for name in ("system.posix_acl_access", "trusted.sample", "security.NTACL"):
+            if name.startswith("trusted") and user is not ROOT:
+                continue
+            refused(errno.ENODATA, as_user, user, os.getxattr, note, name)
+        refused(errno.EOPNOTSUPP, as_user, user, os.setxattr, note, "system.posix_acl_access", ACL)
+        refused(errno.EOPNOTSUPP, as_user, user, os.setxattr, raw, "system.posix_acl_default", ACL)
+        for name in ("security.capability", "security.NTACL", "trusted.x") * (user is ROOT):
+            with pytest.raises(OSError) as caught:
+                os.setxattr(note, name, CAPABILITY)
+            assert caught.value.errno == errno.EOPNOTSUPP
+        as_user(user, os.setxattr, note, "user.more", b"x")
+        assert os.getxattr(stored, "system.posix_acl_access") == ACL
+        assert os.getxattr(stored, "user.more") == b"x"
+        as_user(user, os.removexattr, note, "user.more")
 
 
 CAPABILITY = b"\x01\x00\x00\x02" + b"\xff\xff\xff\xff" + bytes(12)
 """``cap_…=ep``, all of the lower ones (``struct vfs_cap_data``, revision 2)."""
 
 
-@pytest.mark.parametrize("is_root", [False, True], ids=["guest", "root"])
-def test_no_devices(mapped: Mount, guest: User, projects: Path, is_root: bool) -> None:
-    user = ROOT if is_root else guest
+def test_no_devices(mapped: Mount, guest: User, projects: Path) -> None:
     session = mapped.root / "session"
-    for kind in (stat.S_IFCHR, stat.S_IFBLK):
-        refused(errno.EPERM, as_user, user, os.mknod, session / "new", kind | 0o666, 0x103)
-    refused(errno.EACCES, as_user, user, os.open, session / "null", os.O_RDWR)
-    with pytest.raises(OSError):
-        as_user(user, renameat2, session / "notes", session / "moved", RENAME_WHITEOUT)
-    assert (projects / "tem/mine/session/notes").is_file()
-    assert not (projects / "tem/mine/session/new").exists()
+    for user in (guest, ROOT):
+        for kind in (stat.S_IFCHR, stat.S_IFBLK):
+            refused(errno.EPERM, as_user, user, os.mknod, session / "new", kind | 0o666, 0x103)
+        refused(errno.EACCES, as_user, user, os.open, session / "null", os.O_RDWR)
+        with pytest.raises(OSError):
+            as_user(user, renameat2, session / "notes", session / "moved", RENAME_WHITEOUT)
+        assert (projects / "tem/mine/session/notes").is_file()
+        assert not (projects / "tem/mine/session/new").exists()
 
 
 def test_no_flags(mapped: Mount, projects: Path) -> None:

@@ -377,3 +377,23 @@ def test_what_is_virtual_is_not_believed_to_be_missing(watched: Mount) -> None:
     (session / ".modama" / "seals").mkdir(parents=True)
     (session / ".modama" / "history.jsonl").write_text("{}\n")
     assert (shown / "history.jsonl").read_text() == "{}\n"
+
+
+def test_deeper_than_a_path_can_say(watched: Mount) -> None:
+    """The kernel names no path there; what changes there, and afterwards elsewhere, is seen."""
+    name = "d" * 250
+    fd = os.open(watched.store / "d", os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(20):
+        os.mkdir(name, dir_fd=fd)
+        below = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.rename("file", "renamed", src_dir_fd=fd, dst_dir_fd=fd)
+    os.close(fd)
+    sync(watched)
+    assert (watched.root / "d").stat().st_nlink == 3
+    (watched.store / "d" / "shallow").mkdir()
+    sync(watched)
+    assert (watched.root / "d").stat().st_nlink == 4
+    assert is_watching(watched)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.command import call
 from tests.support.syscalls import force_unmount
 
 SUSPICIOUS = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback \(most recent call last\)")
@@ -23,6 +24,11 @@ SUSPICIOUS = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|Traceback \(most recent c
 
 def modamafs(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
     """Run the command and say how it ended."""
+    return call([command()[0], *map(str, arguments)], timeout)
+
+
+def installed(*arguments: str | Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """The same, started as people do; ``modamafs`` is several times as fast."""
     return subprocess.run(
         [*command(), *map(str, arguments)],
         stdin=subprocess.DEVNULL,
