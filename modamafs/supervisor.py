@@ -49,7 +49,7 @@ from modamafs.index.database import index_dir
 from modamafs.store import views
 from modamafs.store.backing import Store
 from modamafs.watch.group import open_group
-from modamafs.watch.log import WATCH_LOG
+from modamafs.watch.log import WATCH_GAP, WATCH_LOG
 
 LOG = logging.getLogger("modamafs.supervisor")
 
@@ -311,12 +311,15 @@ def _is_dead(fuse_fd: int) -> bool:
     return bool(poller.poll(0))  # POLLERR: the connection is aborted
 
 
-def _open_watch(spec: MountSpec, runtime: Path) -> int | None:
+def _open_watch(spec: MountSpec, runtime: Path, *, after_gap: bool) -> int | None:
     """The watch on the store, which the workers share one after the other; None: there is none.
 
     It knows nothing of what was before it: nor does what an earlier one has left behind.
+    ``after_gap``: by then the kernel may have been told things that have changed meanwhile.
     """
     (runtime / WATCH_LOG).unlink(missing_ok=True)
+    if after_gap:
+        (runtime / WATCH_GAP).touch()
     try:
         return open_group(Path(spec.store))
     except OSError as error:
@@ -358,7 +361,7 @@ class Supervisor:
         self._mount = there
         self._runtime = runtime
         self._fuse_fd = prepared.fuse_fd
-        self._watch_fd = _open_watch(spec, runtime) if spec.watch else None
+        self._watch_fd = _open_watch(spec, runtime, after_gap=adopted) if spec.watch else None
         self._command = command
         self._report = report
         self._manager = ServiceManager()

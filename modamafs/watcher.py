@@ -51,7 +51,7 @@ from modamafs.watch.events import (
     Event,
     parse,
 )
-from modamafs.watch.log import WATCH_LOG, EventLog
+from modamafs.watch.log import WATCH_GAP, WATCH_LOG, EventLog
 from modamafs.watch.written import WRITTEN, Written
 
 log = logging.getLogger("modamafs.watcher")
@@ -83,9 +83,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--worker", type=int, required=True)
     options = parser.parse_args(arguments)
     try:
-        spec = load_mount_spec(options.runtime)
+        return watch(options)
     except FileNotFoundError:
+        if options.runtime.exists():
+            raise
         return 0  # unmounted meanwhile
+
+
+def watch(options: argparse.Namespace) -> int:
+    """With the command line taken apart."""
+    spec = load_mount_spec(options.runtime)
     logging.basicConfig(
         stream=sys.stderr,
         level=spec.log_level.upper(),
@@ -246,6 +253,7 @@ class Watcher:
         self._territory = Territory(store)
         self._root_ino = (spec.shows.root_ino if spec.shows else 0) or store.volume.root_ino
         self._log = EventLog(runtime / WATCH_LOG)
+        self._gap = runtime / WATCH_GAP
         self._logging = threading.Lock()
         self._writers = Writers(runtime)
         self._mounts = Mounts(spec.store, runtime, self._writers)
@@ -325,9 +333,9 @@ class Watcher:
         """What an earlier watcher had read when it was killed."""
         with self._logging:
             data, end, lost = self._log.pending(), self._log.end, self._log.lost
-            is_new = self._log.is_new
-        if is_new:
+        if self._gap.exists():
             self._tell([notices.everything()])
+            self._gap.unlink()
         if lost:
             self._feeder.everything()
         if data:

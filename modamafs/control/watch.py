@@ -91,7 +91,9 @@ class Watch:
             async with self._stream:
                 with contextlib.suppress(trio.BrokenResourceError):
                     await self._listen(self._stream)
-            log.warning("watcher-died pid=%d", process.pid)
+            is_mounted = self._runtime.exists()
+            level = logging.WARNING if is_mounted else logging.INFO
+            log.log(level, "watcher-died pid=%d", process.pid)
         finally:
             self._stream = None
             self.is_watching = False

@@ -23,6 +23,8 @@ from modamafs.watch.events import length_at
 
 WATCH_LOG = "watch.bin"
 """The file, in the runtime directory."""
+WATCH_GAP = "watch.gap"
+"""Beside it where the watch began later than the mount, until the kernel was told."""
 MAGIC = b"modamaw1"
 HEADER = struct.Struct("=8sQQ")
 THREADS = struct.Struct("=16I")
@@ -39,8 +41,6 @@ class EventLog:
         """Waits for an earlier watcher's end. No room there: it does not survive a kill."""
         self._memory, self._fd = _mapped(path)
         magic, self._done, lost = HEADER.unpack_from(self._memory)
-        self.is_new = magic != MAGIC
-        """Nothing is known of what was before."""
         if magic != MAGIC or self._done > SIZE_BYTES - EVENTS_OFFSET:
             self._memory[EVENTS_OFFSET:] = bytes(SIZE_BYTES - EVENTS_OFFSET)
             self._done, lost = 0, 1
