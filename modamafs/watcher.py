@@ -62,8 +62,9 @@ ECHO_S = 1.0
 """After which the kernel is told again: what it had asked for before the change is answered now."""
 CLOSED_S = 0.2
 """For how long a write may still be that of a client who has closed the file."""
-WRITING_S = 1.0
-"""How often there is news of a file that is being written."""
+WRITING_S = ECHO_S
+"""How often there is news of a file that is being written; the echo of the last one tells of what
+somebody else has written since."""
 LOOK_S = 1.0
 """How often it is looked which mounts of the store there are."""
 KNOWN_DIRECTORIES = 100_000
@@ -258,6 +259,8 @@ class Watcher:
         self._writers = Writers(runtime)
         self._mounts = Mounts(spec.store, runtime, self._writers)
         self._threads: set[int] = set()
+        """Who did what the kernel knows: with what is left of earlier workers, theirs, too."""
+        self._own_thread = 0
         self._echoes: list[tuple[float, int, list[bytes]]] = []
         self._numbers = itertools.count()
         self._news_s: dict[int, float] = {}
@@ -280,6 +283,7 @@ class Watcher:
         if watch_fd is not None:
             self._log.note_thread(worker)
             self._threads = set(self._log.threads)
+            self._own_thread = worker
             self._feeder.ignore(watch_fd)
             poller.register(watch_fd, select.POLLIN)
         threading.Thread(target=self._refresh_sealed, daemon=True).start()
@@ -351,6 +355,8 @@ class Watcher:
             self._feeder.everything()
         if data:
             self._deal_with(data, end)
+        else:  # nothing is left of earlier workers, whose numbers may be others' by now
+            self._threads = {self._own_thread}
         return bool(data)
 
     def _deal_with(self, data: bytes, end: int) -> None:

@@ -397,3 +397,17 @@ def test_deeper_than_a_path_can_say(watched: Mount) -> None:
     sync(watched)
     assert (watched.root / "d").stat().st_nlink == 4
     assert is_watching(watched)
+
+
+def test_who_else_writes_what_is_open_for_writing_is_seen(watched: Mount) -> None:
+    """Not at once, as the mount's own writes would be told of again and again; but he is."""
+    path, beside = watched.root / "d" / "file", watched.store / "d" / "file"
+    with open(path, "wb", buffering=0) as ours, open(beside, "ab", buffering=0) as theirs:
+        for number in range(1, 20):
+            ours.write(b"1")
+            theirs.write(b"2")
+            assert path.stat().st_size >= number
+        for _ in range(3):
+            wait_until(lambda: path.stat().st_size == beside.stat().st_size, "the size")
+            theirs.write(b"3")  # and ours does not write any more
+        wait_until(lambda: path.stat().st_size == beside.stat().st_size, "the size at the end")
