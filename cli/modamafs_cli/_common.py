@@ -102,6 +102,21 @@ def find_mount(mountpoint: str) -> RunningMount:
     return mount
 
 
+def the_only_mount(advice: str) -> RunningMount:
+    """The mount that is meant where nobody has named one; NotMounted: none, or several.
+
+    ``advice``: how to name one.
+    """
+    mounts = [mount for mount in all_mounts() if mount.is_supervised]
+    mounts = [mount for mount in mounts if mount.spec.shows is None] or mounts
+    if not mounts:
+        raise NotMounted(f"no store is mounted: mount one, or {advice}")
+    if len(mounts) > 1 and (mounts[0].spec.shows or len({one.spec.store for one in mounts}) > 1):
+        there = ", ".join(sorted(mount.spec.mountpoint for mount in mounts))
+        raise NotMounted(f"several are mounted ({there}): {advice}")
+    return mounts[0]
+
+
 class Place(NamedTuple):
     """Where a path that somebody named lies in a store."""
 

@@ -10,7 +10,7 @@ from modamafs.config import index_base, load_config
 from modamafs.errors import NotMounted, NotPermitted, NotSupported
 from modamafs.index.database import index_dir
 from modamafs.store.backing import Store
-from modamafs_cli._common import RunningMount, all_mounts, locate
+from modamafs_cli._common import RunningMount, locate, the_only_mount
 
 
 class Indexed(NamedTuple):
@@ -19,18 +19,6 @@ class Indexed(NamedTuple):
     store: Path
     mount: RunningMount | None
     directory: Path
-
-
-def the_only_mount() -> RunningMount:
-    """The mount that is meant where nobody has named one; NotMounted: none, or several."""
-    mounts = [mount for mount in all_mounts() if mount.is_supervised]
-    mounts = [mount for mount in mounts if mount.spec.shows is None] or mounts
-    if not mounts:
-        raise NotMounted("no store is mounted: mount one, or name one")
-    if len(mounts) > 1 and (mounts[0].spec.shows or len({one.spec.store for one in mounts}) > 1):
-        there = ", ".join(sorted(mount.spec.mountpoint for mount in mounts))
-        raise NotMounted(f"several are mounted ({there}): name one")
-    return mounts[0]
 
 
 def index_of(path: str | None) -> Indexed:
@@ -46,7 +34,7 @@ def index_of(path: str | None) -> Indexed:
         try:
             place = locate(".")
         except (NotMounted, OSError):
-            place = locate(the_only_mount().spec.mountpoint)
+            place = locate(the_only_mount("name a path in one").spec.mountpoint)
     above = index_base(load_config(place.store))
     if place.mount is not None and place.mount.spec.index_dir:
         return Indexed(place.store, place.mount, Path(place.mount.spec.index_dir))

@@ -16,7 +16,7 @@ from modamafs.control import client
 from modamafs.errors import InvalidRequest, NotMounted, NotPermitted, NotSupported
 from modamafs.index.query import parse, quoted
 from modamafs.model import Caller
-from modamafs_cli._common import RunningMount, all_mounts, json_option, locate, printable
+from modamafs_cli._common import RunningMount, json_option, locate, printable, the_only_mount
 from modamafs_cli._sealing import locate_directory
 
 PAGE_LIMIT = 1000
@@ -109,7 +109,7 @@ def _where(directory: str | None) -> _Where:
         try:
             place = locate(".")
         except (NotMounted, OSError):
-            place = locate(_only_mount().spec.mountpoint)
+            place = locate(the_only_mount("name one with --in").spec.mountpoint)
         within = None
     if place.mount is None:
         store = os.fsencode(place.store)
@@ -118,17 +118,6 @@ def _where(directory: str | None) -> _Where:
     top = locate(mountpoint).relative if place.mount.spec.shows else b""
     within = top if within is None else within
     return _Where(place.store, place.mount, within, top, os.fsencode(mountpoint))
-
-
-def _only_mount() -> RunningMount:
-    mounts = [mount for mount in all_mounts() if mount.is_supervised]
-    mounts = [mount for mount in mounts if mount.spec.shows is None] or mounts
-    if not mounts:
-        raise NotMounted("no store is mounted: mount one, or name one with --in")
-    if len(mounts) > 1 and (mounts[0].spec.shows or len({one.spec.store for one in mounts}) > 1):
-        there = ", ".join(sorted(mount.spec.mountpoint for mount in mounts))
-        raise NotMounted(f"several are mounted ({there}): name one with --in")
-    return mounts[0]
 
 
 def _results(where: _Where, text: str, limit: int | None) -> Iterator[dict[str, Any]]:

@@ -11,8 +11,13 @@ import click
 
 from modamafs.control import client
 from modamafs.errors import NotMounted
-from modamafs_cli._common import RunningMount, json_option, locate, printable
-from modamafs_cli._index import the_only_mount
+from modamafs_cli._common import (
+    RunningMount,
+    json_option,
+    locate,
+    printable,
+    the_only_mount,
+)
 from modamafs_cli._sealing import locate_directory
 
 WAIT_S = 30
@@ -79,7 +84,7 @@ def _where(path: str | None) -> tuple[RunningMount, bytes]:
         try:
             place = locate(".")
         except (NotMounted, OSError):
-            mount = the_only_mount()
+            mount = the_only_mount("name a path in one")
             return mount, locate(mount.spec.mountpoint).relative
     if place.mount is None:
         raise NotMounted(f"{place.store} is not mounted: changes are noticed while it is")
