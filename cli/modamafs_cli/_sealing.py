@@ -28,7 +28,6 @@ from modamafs.model import Caller
 from modamafs_cli._common import Place, locate
 
 ASK_EVERY_S = 0.2
-CANCEL_AGAIN_S = 1.0
 PATIENCE_S = 10.0
 """For a new daemon to answer."""
 
@@ -78,10 +77,8 @@ def _ask_daemon(runtime: Path, verb: str, order: dict[str, Any]) -> dict[str, An
                     with contextlib.suppress(ModamaError):
                         show(client.call(runtime, "progress", {"path": order["path"]}))
     except KeyboardInterrupt:
-        while True:  # once may be too early
-            client.call(runtime, "cancel", {"path": order["path"]})
-            if ended.wait(CANCEL_AGAIN_S):
-                break
+        client.call(runtime, "cancel", {"path": order["path"]})
+        ended.wait()
         if not isinstance(outcome[0], BaseException):  # too late: it was all but done
             raise
     [result] = outcome
