@@ -218,7 +218,11 @@ def test_waiting_can_be_given_up(mount: Mount) -> None:
     with Holder(raw / "scan.h5"):
         for how in ("Ctrl-C", "--cancel"):
             waiting = subprocess.Popen(
-                [*command(), "seal", "--wait", str(raw)], stderr=subprocess.PIPE, text=True
+                [*command(), "seal", "--wait", str(raw)],
+                stderr=subprocess.PIPE,
+                text=True,
+                # Where the tests run in the background, Ctrl-C is ignored, and that is inherited.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             wait_until(lambda: state(mount.store / RAW) == "sealing", "the gate is shut")
             if how == "Ctrl-C":
