@@ -350,9 +350,9 @@ class Watcher:
         with self._logging:
             was_lost = self._log.lost
             data = self._log.read(watch_fd)
-            end, lost = self._log.end, self._log.lost
-        if lost and not was_lost:
-            self._feeder.everything()
+            end = self._log.end
+            if self._log.lost and not was_lost:
+                self._feeder.everything()  # before the index can say that it is complete
         if data:
             self._deal_with(data, end)
         else:  # nothing is left of earlier workers, whose numbers may be others' by now
@@ -402,14 +402,16 @@ class Watcher:
         log.info("events-lost")
         with self._logging:
             self._log.set_lost(True)
+            self._feeder.everything()  # before the index can say that it is complete
         self._tell([notices.everything()])
-        self._feeder.everything()
 
     def _done(self, end: int, complete: bool | None = None) -> None:
         """See ``feeder.Done``."""
         with self._logging:
-            if complete is not None:
-                self._log.set_lost(not complete)
+            if complete is False:
+                self._log.set_lost(True)
+            elif complete and not self._feeder.is_to_look:
+                self._log.set_lost(False)
             self._log.done(end)
 
     # ---- the kernel -------------------------------------------------------------------------

@@ -72,20 +72,11 @@ class Watch:
         """One watcher's life."""
         ours, theirs = socket.socketpair()
         with theirs:
-            fds = ["--fuse-fd", str(self._fuse_fd), "--worker-fd", str(theirs.fileno())]
-            pass_fds = [self._fuse_fd, theirs.fileno()]
-            if self._watch_fd is not None:
-                fds += ["--watch-fd", str(self._watch_fd)]
-                pass_fds.append(self._watch_fd)
-            process = await trio.lowlevel.open_process(
-                [
-                    sys.executable, "-P", "-m", "modamafs.watcher",
-                    "--runtime", str(self._runtime), "--worker", str(os.getpid()), *fds,
-                ],
-                stdin=subprocess.DEVNULL,
-                pass_fds=pass_fds,
-                cwd="/",
-            )  # fmt: skip
+            try:
+                process = await self._start(theirs)
+            except BaseException:
+                ours.close()
+                raise
         self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         try:
             async with self._stream:
@@ -104,6 +95,22 @@ class Watch:
                 process.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
+
+    async def _start(self, theirs: socket.socket) -> trio.Process:
+        fds = ["--fuse-fd", str(self._fuse_fd), "--worker-fd", str(theirs.fileno())]
+        pass_fds = [self._fuse_fd, theirs.fileno()]
+        if self._watch_fd is not None:
+            fds += ["--watch-fd", str(self._watch_fd)]
+            pass_fds.append(self._watch_fd)
+        return await trio.lowlevel.open_process(
+            [
+                sys.executable, "-P", "-m", "modamafs.watcher",
+                "--runtime", str(self._runtime), "--worker", str(os.getpid()), *fds,
+            ],
+            stdin=subprocess.DEVNULL,
+            pass_fds=pass_fds,
+            cwd="/",
+        )  # fmt: skip
 
     def _release(self) -> None:
         for event in self._waiting.values():

@@ -111,6 +111,11 @@ class Feeder:
             self._everything = True
             self._woken.notify()
 
+    @property
+    def is_to_look(self) -> bool:
+        """Whether anything may have changed that it has not begun to look for."""
+        return self._everything
+
     def sync(self, number: int) -> None:
         """Answer when what was fed so far is in the index, as far as there is one."""
         with self._woken:
@@ -169,11 +174,11 @@ class Feeder:
         with self._woken:
             rebuilds, self._rebuilds = self._rebuilds, []
         if rebuilds:
-            self._go_through(index, index.rebuild(self._progress, self._differs))
+            self._go_through(index, index.rebuild(self._tell, self._differs))
             for number in rebuilds:
                 self._say({"rebuilt": number, "index": index.state()})
         elif self._everything or index.needs_reconcile or self._is_time_to_look():
-            self._go_through(index, index.reconcile(self._progress, self._differs))
+            self._go_through(index, index.reconcile(self._tell, self._differs))
         self._tell(index.state())
 
     def _is_writer(self) -> bool:
@@ -243,13 +248,10 @@ class Feeder:
         self._looked_at_all_s = time.monotonic()
         self._pause_s = max(POLL_S, 10 * (self._looked_at_all_s - began_s))
         if not index.needs_reconcile:
-            self._done(end, complete=None if self._everything else True)
+            self._done(end, complete=True)
 
     def _is_time_to_look(self) -> bool:
         return self._polling and time.monotonic() > self._looked_at_all_s + self._pause_s
-
-    def _progress(self, state: dict[str, Any]) -> None:
-        self._tell(state)
 
     def _tell(self, state: dict[str, Any]) -> None:
         if state != self._said:

@@ -21,6 +21,7 @@ _ENTRY = struct.Struct("=QII")
 _INVAL_INODE, _INVAL_ENTRY, _INC_EPOCH = 2, 3, 8
 _EXPIRE_ONLY = 1
 """The name is asked for again, and goes on being the directory of whoever is in it."""
+_NOT_KNOWN = (errno.ENOENT, errno.ENOTDIR, errno.EAGAIN, errno.ENOTEMPTY, errno.EINVAL)
 _ATTRIBUTES_ONLY, _ALL = (-1, 0), (0, 0)
 """Offset and length: nothing of what is cached of the content, or all of it."""
 
@@ -73,18 +74,14 @@ def of(event: Event, root_ino: int) -> Iterable[bytes]:
         yield attributes(node(event.ino))
 
 
-def send(fuse_fd: int, messages: Iterable[bytes]) -> bool:
-    """Tell the kernel. What it does not know is no error. False: it knows no such notification.
+def send(fuse_fd: int, messages: Iterable[bytes]) -> None:
+    """Tell the kernel. What it does not know, or no such notification (EINVAL), is no error.
 
     OSError: ENODEV, the mount is gone.
     """
-    understood = True
     for message in messages:
         try:
             os.write(fuse_fd, message)
         except OSError as error:
-            if error.errno == errno.EINVAL:
-                understood = False
-            elif error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EAGAIN, errno.ENOTEMPTY):
+            if error.errno not in _NOT_KNOWN:
                 raise
-    return understood
