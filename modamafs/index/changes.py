@@ -38,6 +38,15 @@ class _Row(NamedTuple):
     kind: str | None
 
 
+class Noted(NamedTuple):
+    """A row as it was written."""
+
+    event: str
+    path: bytes
+    """Relative to the store."""
+    outside: bool
+
+
 class Journal:
     """Rows of one transaction, written at its end: paths are what they are then."""
 
@@ -45,6 +54,8 @@ class Journal:
         self._connection = connection
         self._kept = kept
         self._rows: list[_Row] = []
+        self.written: list[Noted] = []
+        """In the last transaction."""
         found = connection.execute("SELECT seq FROM sqlite_sequence WHERE name='changes'")
         row = found.fetchone()
         self.position: int = row[0] if row else 0
@@ -75,6 +86,7 @@ class Journal:
     def write(self, nodes: Nodes) -> None:
         """Write the rows, and forget the oldest ones. sqlite3.Error."""
         rows, self._rows = self._rows, []
+        self.written = []
         values = []
         for row in rows:
             path = row.path if row.path is not None else nodes.path_of(row.parent, row.name)
@@ -86,6 +98,7 @@ class Journal:
             values.append(
                 (row.hint.at_ns, row.event, as_name(path), old, row.kind, int(row.hint.outside))
             )
+            self.written.append(Noted(row.event, path, row.hint.outside))
         if not values:
             return
         self._connection.executemany(_INSERT, values)

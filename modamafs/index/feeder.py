@@ -76,8 +76,7 @@ class Feeder:
         self._rebuilds: list[int] = []
         self._polling = False
         self._index: Index | None = None
-        self._writes_histories = histories
-        self._histories: Histories | None = None
+        self._histories = Histories(store) if histories else None
         self._lock_fd: int | None = None
         self._said: dict[str, Any] = {}
         self._looked_at_all_s = 0.0
@@ -166,9 +165,6 @@ class Feeder:
         if self._index is None:
             assert self._directory is not None
             self._index = Index(self._store, self._directory)
-            if self._writes_histories:
-                position = self._index.state()["position"]
-                self._histories = Histories(self._store, self._directory, position)
         index = self._index
         self._apply(index)
         with self._woken:
@@ -230,7 +226,7 @@ class Feeder:
 
     def _report(self, applied: Applied) -> None:
         if self._histories is not None:
-            self._histories.look(applied.position)
+            self._histories.note(applied.noted)
             self._histories.write()
         if applied.recorded:
             files = [[os.fsdecode(one.session), os.fsdecode(one.path)] for one in applied.recorded]

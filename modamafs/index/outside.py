@@ -6,18 +6,14 @@ first few paths.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from modamafs.index.database import NotIndexed, open_reader
-from modamafs.index.scan import as_bytes
+from modamafs.index.changes import Noted
 from modamafs.model import RECORDS
 from modamafs.sealing.place import HISTORY, SESSION_DEPTH, now
 from modamafs.store.backing import Store
@@ -29,7 +25,6 @@ log = logging.getLogger(__name__)
 GATHERED_S = 20.0
 """What changes in this time after a first change is on the same line."""
 EXAMPLES = 5
-MOST_AT_ONCE = 10_000
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -43,35 +38,16 @@ class _Session:
 class Histories:
     """Gathers, and writes now and then. For one thread."""
 
-    def __init__(self, store: Store, directory: Path, position: int) -> None:
-        """``directory``: the index's. ``position``: up to where its changes are known."""
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._directory = directory
-        self._position = position
         self._sessions: dict[bytes, _Session] = {}
 
-    def look(self, position: int) -> None:
-        """Note what was found up to a position."""
-        if position == self._position:
-            return
-        before, self._position = self._position, position
-        try:
-            with contextlib.closing(open_reader(self._directory)) as connection:
-                rows = connection.execute(
-                    "SELECT event, path FROM changes WHERE position > ? AND position <= ?"
-                    " AND outside = 1 AND event <> 'lost' ORDER BY position LIMIT ?",
-                    (before, position, MOST_AT_ONCE),
-                ).fetchall()
-        except (sqlite3.Error, NotIndexed) as error:
-            log.info("changes-not-read error=%s", error)
-            return
-        self._note((event, as_bytes(path)) for event, path in rows)
-
-    def _note(self, changes: Iterable[tuple[str, bytes]]) -> None:
+    def note(self, changes: Iterable[Noted]) -> None:
+        """What was found; what was done through a mount does not matter."""
         now_s = time.monotonic()
-        for event, path in changes:
+        for event, path, outside in changes:
             parts = path.split(b"/")
-            if len(parts) <= SESSION_DEPTH or RECORDS in parts:
+            if not outside or len(parts) <= SESSION_DEPTH or RECORDS in parts:
                 continue
             name = b"/".join(parts[:SESSION_DEPTH])
             session = self._sessions.setdefault(name, _Session(now_s))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modamafs.index import database
-from modamafs.index.changes import Hint
+from modamafs.index.changes import Hint, Noted
 from modamafs.index.database import Database, Trouble, trouble_of
 from modamafs.index.entries import Differs, Entries, Place, Recorded, unique
 from modamafs.index.nodes import Context
@@ -69,6 +69,8 @@ class Applied(NamedTuple):
     """Paths, relative to the store, of directories whose seal's record has changed."""
     position: int
     """Last position in ``changes``."""
+    noted: list[Noted]
+    """What was added there."""
 
 
 class Index:
@@ -279,7 +281,7 @@ class Index:
         if not self._ready() or not (self._waiting or self._lost):
             if len(self._waiting) > MOST_WAITING:
                 self._lose()
-            return Applied([], [], self._position)
+            return Applied([], [], self._position, [])
         try:
             assert self._database is not None
             large = len(self._waiting) > MANY
@@ -289,11 +291,11 @@ class Index:
             self._fail(error)
             if len(self._waiting) > MOST_WAITING:
                 self._lose()
-            return Applied([], [], self._position)
+            return Applied([], [], self._position, [])
         except OSError as error:  # descriptors have run out, and so on
             log.warning("index-not-written error=%s", error)
             self._lose()
-            return Applied([], [], self._position)
+            return Applied([], [], self._position, [])
         self._waiting.clear()
         if self._complete:
             self._pause_s = 0.0
@@ -324,7 +326,11 @@ class Index:
         if self._reconciling is not None:  # out of what is still to be read, maybe
             self._reconciling.pending += entries.moved
         self._count()
-        return Applied(unique(entries.recorded), entries.resealed, self._position)
+        return self._applied(entries)
+
+    def _applied(self, entries: Entries) -> Applied:
+        recorded, noted = unique(entries.recorded), entries.journal.written
+        return Applied(recorded, entries.resealed, self._position, noted)
 
     def _hint(self, entries: Entries) -> list[tuple[int, bytes]]:
         """Have everything looked at that a change is about; what lies in unknown directories."""
@@ -453,9 +459,7 @@ class Index:
                         self._entries.finish()
                     self._count()
                     progress(self.state())
-                    yield Applied(
-                        unique(self._entries.recorded), self._entries.resealed, self._position
-                    )
+                    yield self._applied(self._entries)
                     if self._opened != generation or not self._ready():
                         self._stale = True
                         return

@@ -265,9 +265,10 @@ def test_a_killed_search_is_no_end(mount: Mount) -> None:
 
 
 def test_what_came_from_outside_is_in_the_history(
-    workshop: Workshop, new_name: Callable[[], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    workshop: Workshop, new_name: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from modamafs.index import outside
+    from modamafs.index.changes import Noted
     from modamafs.index.outside import Histories
     from modamafs.store.backing import Store
 
@@ -278,26 +279,18 @@ def test_what_came_from_outside_is_in_the_history(
     (store / "area/project/plain/raw").mkdir(parents=True)
     (session / ".modama").mkdir()
     (session / ".modama/session.json").write_text("{}")
-    schema = Path(outside.__file__).with_name("schema.sql").read_text()
-    with contextlib.closing(sqlite3.connect(tmp_path / "index.db")) as connection:
-        connection.executescript(schema + "; PRAGMA user_version = 1;")
-        rows = [
-            ("created", "area/project/session/raw/a", 1),
-            ("removed", "area/project/plain/raw/b", 1),
-            ("created", "area/project/session/raw/mine", 0),
-            ("removed", "area/project/session/c", 1),
-            ("created", "area/project/session/.modama/x", 1),
-            ("modified", "area/file", 1),
-        ]  # fmt: skip
-        connection.executemany(
-            "INSERT INTO changes (at_ns, event, path, outside) VALUES (1, ?, ?, ?)", rows
-        )
-        connection.commit()
+    changes = [
+        Noted("created", b"area/project/session/raw/a", True),
+        Noted("removed", b"area/project/plain/raw/b", True),
+        Noted("created", b"area/project/session/raw/mine", False),
+        Noted("removed", b"area/project/session/c", True),
+        Noted("created", b"area/project/session/.modama/x", True),
+        Noted("modified", b"area/file", True),
+    ]
     with Store(store) as opened:
-        histories = Histories(opened, tmp_path, 0)
-        histories.look(6)
+        histories = Histories(opened)
+        histories.note(changes)
         histories.write()
-        histories.look(6)
         histories.write()
     [line] = (session / ".modama/history.jsonl").read_text().splitlines()
     told = json.loads(line)
