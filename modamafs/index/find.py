@@ -8,14 +8,11 @@ nobody what is closed to them. Times are nanoseconds since 1970 (UTC).
 from __future__ import annotations
 
 import contextlib
-import errno
 import heapq
 import json
-import os
 import pwd
 import sqlite3
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from pathlib import Path as FilePath
@@ -23,6 +20,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from modamafs.errors import InvalidRequest, TookTooLong
 from modamafs.index.database import NotIndexed, open_reader
+from modamafs.index.folders import Folder, Folders
+from modamafs.index.nodes import DEPTH_OF_PROJECTS, DEPTH_OF_SESSIONS
 from modamafs.index.query import (
     Between,
     Extension,
@@ -42,9 +41,7 @@ from modamafs.index.query import (
 )
 from modamafs.landing.words import utc
 from modamafs.model import Attributes, Caller
-from modamafs.policy import access
 from modamafs.store.backing import Store
-from modamafs.store.catalogue import read_project
 
 PAGE_LIMIT = 1000
 PATIENCE_S = 10.0
@@ -59,19 +56,9 @@ ROWS = 2000
 """As many at a time."""
 NOTED = 5000
 """Up to so many inodes with a word are remembered."""
-OPEN_LIMIT = 128
-"""Directories that are held open at a time."""
 STEPS = 20_000
 """Of SQLite's machine, between two looks at the clock."""
-DEPTH_OF_PROJECTS = 2
-DEPTH_OF_SESSIONS = 3
 
-_ACL = "system.posix_acl_access"
-_OTHERS = 0o005
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_NONE_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-_NO_ACL = {errno.ENODATA, errno.EOPNOTSUPP}
 _COLUMNS = "n.id, n.parent, n.name, n.ino, n.generation, n.kind, n.uid, n.sealed"
 
 Row: TypeAlias = tuple[int, int, str | bytes, int, int, str, int, int]
@@ -223,212 +210,6 @@ def _state(connection: sqlite3.Connection) -> dict[str, str]:
 # ---- directories, as they are on the store -------------------------------------------------------
 
 
-class _Folder:
-    """A directory: what the index says of it, and what the store says when it is asked."""
-
-    __slots__ = (
-        "above", "depth", "door", "fd", "found", "generation", "holds", "ino", "is_gone",
-        "is_inside", "may_enter", "name", "path", "reads", "shown",
-    )  # fmt: skip
-
-    def __init__(
-        self, above: _Folder | None, name: bytes, ino: int, generation: int, within: bytes
-    ) -> None:
-        self.above = above
-        self.name = name
-        self.ino = ino
-        self.generation = generation
-        self.path: bytes = name if above is None or not above.path else above.path + b"/" + name
-        self.depth: int = above.depth + 1 if above else 0
-        self.is_inside: bool = self.path == within or (above is not None and above.is_inside)
-        self.holds = 0
-        """Bits: terms that hold for it, or for a directory above it, and so for what is in it."""
-        self.fd = -1
-        self.found: Attributes | None = None
-        self.is_gone = False
-        self.door: tuple[int, int, int, bytes | None] | None = None
-        self.may_enter: bool | None = None
-        self.reads: bool | None = None
-        self.shown: bool | None = None
-
-
-class _Folders:
-    """Directories that were met, by inode number; opened step by step from the root."""
-
-    def __init__(self, store: Store, caller: Caller) -> None:
-        self._store = store
-        self._caller = caller
-        self._open: OrderedDict[_Folder, None] = OrderedDict()
-
-    def close(self) -> None:
-        """Close all."""
-        for folder in self._open:
-            os.close(folder.fd)
-            folder.fd = -1
-        self._open.clear()
-
-    def open(self, folder: _Folder) -> int:
-        """An O_PATH descriptor, which stays ours; -1: it is not there any more."""
-        if folder.above is None:
-            return self._store.root_fd
-        if folder.fd >= 0:
-            self._open.move_to_end(folder)
-            return folder.fd
-        missing = []
-        step: _Folder | None = folder
-        while step is not None and step.above is not None and step.fd < 0:
-            if step.is_gone:
-                break
-            missing.append(step)
-            step = step.above
-        for step in reversed(missing):
-            above = step.above
-            assert above is not None
-            step.is_gone = above.is_gone or not self._open_in(step, above)
-            if step.is_gone:
-                return -1
-        return folder.fd
-
-    def _open_in(self, folder: _Folder, above: _Folder) -> bool:
-        above_fd = self._store.root_fd if above.above is None else above.fd
-        try:
-            fd = os.open(folder.name, _DIRECTORY, dir_fd=above_fd)
-        except OSError as error:
-            if error.errno in _NONE_LEFT:
-                raise
-            return False  # removed, another kind of thing by now, or it can't be read
-        try:
-            found = self._store.volume.attributes(fd)
-        except OSError:
-            os.close(fd)
-            return False
-        if (found.ino, found.generation) != (folder.ino, folder.generation) or (
-            found.dev != self._store.volume.dev
-        ):
-            os.close(fd)
-            return False
-        folder.fd, folder.found = fd, found
-        self._open[folder] = None
-        if len(self._open) > OPEN_LIMIT:
-            oldest, _ = self._open.popitem(last=False)
-            os.close(oldest.fd)
-            oldest.fd = -1
-        return True
-
-    def may(self, wanted: int, folder: _Folder) -> bool:
-        """Whether the caller has these permissions on the directory itself."""
-        if self._caller.uid == 0:
-            return True
-        if folder.door is None:
-            fd = self.open(folder)
-            if fd < 0:
-                return False
-            found = folder.found or self._store.volume.attributes(fd)
-            folder.door = found.mode & 0o7777, found.uid, found.gid, acl_of(fd)
-        return access.may(wanted, self._caller, *folder.door)
-
-    def may_enter(self, folder: _Folder) -> bool:
-        """Whether the caller can go as far as into it."""
-        unknown = []
-        step: _Folder | None = folder
-        while step is not None and step.may_enter is None:
-            unknown.append(step)
-            step = step.above
-        may = step is None or bool(step.may_enter)
-        for step in reversed(unknown):
-            may = may and self.may(access.SEARCH, step)
-            step.may_enter = may
-        return may
-
-    def shows_names(self, folder: _Folder) -> bool:
-        """Whether the caller can go into it, and list it."""
-        if folder.shown is None:
-            folder.shown = self._caller.uid == 0 or (
-                self.may_enter(folder) and self.may(access.READ, folder)
-            )
-        return folder.shown
-
-    def shows_record(self, folder: _Folder) -> bool:
-        """Whether the caller may know what is written about a directory."""
-        if folder.reads is None:
-            folder.reads = self.may(access.READ | access.SEARCH, folder)
-        return folder.reads
-
-    def entry(self, folder: _Folder, name: bytes) -> Attributes | None:
-        """What is there now with that name."""
-        fd = self.open(folder)
-        if fd < 0:
-            return None
-        try:
-            return self._store.volume.lookup(fd, name)
-        except OSError as error:
-            if error.errno in _NONE_LEFT:
-                raise
-            return None
-
-    def may_read(self, folder: _Folder, name: bytes, found: Attributes) -> bool:
-        """Whether the caller may read an entry, of a directory also enter it."""
-        if self._caller.uid == 0:
-            return True
-        try:
-            fd = os.open(name, _ENTRY, dir_fd=self.open(folder))
-        except OSError as error:
-            if error.errno in _NONE_LEFT:
-                raise
-            return False
-        try:
-            acl = acl_of(fd)
-        finally:
-            os.close(fd)
-        wanted = access.READ | (access.SEARCH if is_directory(found) else 0)
-        return access.may(wanted, self._caller, found.mode & 0o7777, found.uid, found.gid, acl)
-
-    def hides(self, folder: _Folder, name: bytes, found: Attributes) -> bool:
-        """Whether it is a project that is not for the caller to know of: as in lists of areas."""
-        if (
-            self._caller.uid == 0
-            or folder.depth != DEPTH_OF_PROJECTS - 1
-            or not is_directory(found)
-            or found.mode & _OTHERS
-        ):
-            return False
-        try:
-            fd = os.open(name, _DIRECTORY, dir_fd=self.open(folder))
-        except OSError as error:
-            if error.errno in _NONE_LEFT:
-                raise
-            return True
-        try:
-            project, problem = read_project(fd)
-            acl = acl_of(fd)
-        finally:
-            os.close(fd)
-        if problem is None and (project is None or project.visibility != "private"):
-            return False
-        wanted = access.READ | access.SEARCH
-        mode = found.mode & 0o7777
-        return not access.may(wanted, self._caller, mode, found.uid, found.gid, acl)
-
-
-def acl_of(fd: int) -> bytes | None:
-    """The ACL of what a descriptor names; of what has none, or can't have one, None.
-
-    One that can't be read lets nobody in.
-    """
-    try:
-        return os.getxattr(f"/proc/self/fd/{fd}", _ACL)
-    except OSError as error:
-        return None if error.errno in _NO_ACL else b"\2\0\0\0"
-
-
-def is_directory(found: Attributes) -> bool:
-    """By its mode."""
-    return found.mode & 0o170000 == 0o040000
-
-
-# ---- the search ----------------------------------------------------------------------------------
-
-
 class _Source(NamedTuple):
     """Every entry that can match a term, and some that can't."""
 
@@ -438,7 +219,7 @@ class _Source(NamedTuple):
     size: int
 
 
-_Entry: TypeAlias = tuple[Row, _Folder, str]
+_Entry: TypeAlias = tuple[Row, Folder, str]
 """What the index has of an entry, the directory that it lies in, and its name, folded."""
 _Test: TypeAlias = tuple[int, Callable[[_Entry], bool], bool, Container[int] | None]
 """Of a term: its number, whether it holds for an entry itself, whether that is not wanted, and the
@@ -447,7 +228,7 @@ inodes of those for which a note decides; None: maybe for all."""
 
 class _Candidate(NamedTuple):
     row: Row
-    folder: _Folder
+    folder: Folder
     name: bytes
     undecided: list[int]
     """Terms that hold if a note has them."""
@@ -471,9 +252,9 @@ class _Search:
         self._within = within
         self._shows = shows
         self._deadline_s = deadline_s
-        self._folders = _Folders(store, caller)
-        self._known: dict[int, _Folder | None] = {
-            store.volume.root_ino: _Folder(None, b"", store.volume.root_ino, 0, within)
+        self._folders = Folders(store, caller)
+        self._known: dict[int, Folder | None] = {
+            store.volume.root_ino: Folder(None, b"", store.volume.root_ino, 0, within)
         }
         self._read: dict[int, tuple[int, str | bytes, int]] = {}
         self._noted_by: dict[int, set[int] | None] = {}
@@ -880,7 +661,7 @@ class _Search:
         folder = self._folder(row[3])
         return folder is not None and self._folders.shows_record(folder)
 
-    def _folder(self, ino: int) -> _Folder | None:
+    def _folder(self, ino: int) -> Folder | None:
         """The directory with that inode number; None: it is not in the index."""
         if ino in self._known:
             return self._known[ino]
@@ -896,7 +677,7 @@ class _Search:
             _, name, generation = self._read[ino]
             folder = None
             if above is not None:
-                folder = _Folder(above, _bytes(name), ino, generation, self._within)
+                folder = Folder(above, _bytes(name), ino, generation, self._within)
                 folder.holds = self._holding(folder)
             self._known[ino] = above = folder
         return above
@@ -914,7 +695,7 @@ class _Search:
             )
             inos = {parent for _, parent, _, _ in found}
 
-    def _holding(self, folder: _Folder) -> int:
+    def _holding(self, folder: Folder) -> int:
         """The bits of the terms that hold for all that lies in a directory."""
         assert folder.above is not None
         holds = folder.above.holds
@@ -927,7 +708,7 @@ class _Search:
                 holds |= 1 << number
         return holds
 
-    def _holds_below(self, number: int, term: Term, folder: _Folder, text: str) -> bool:
+    def _holds_below(self, number: int, term: Term, folder: Folder, text: str) -> bool:
         match term:
             case Word(pattern):
                 return pattern.matches(text) or (
@@ -976,7 +757,7 @@ class _Search:
             for number in one.undecided
         )
 
-    def _knows_records(self, folder: _Folder | None) -> bool:
+    def _knows_records(self, folder: Folder | None) -> bool:
         """Whether the caller may know what is written about the session and project above."""
         while folder is not None:
             if folder.depth in (

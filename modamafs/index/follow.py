@@ -14,17 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from modamafs.doors import door_of, hides
 from modamafs.errors import InvalidRequest
 from modamafs.index.database import open_reader
-from modamafs.index.find import acl_of
+from modamafs.index.nodes import DEPTH_OF_PROJECTS
 from modamafs.index.scan import as_bytes
 from modamafs.model import Caller
 from modamafs.policy import access
 from modamafs.store.backing import Store
-from modamafs.store.catalogue import read_project
 
 PAGE_LIMIT = 1000
-PROJECT_DEPTH = 2
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -159,7 +158,7 @@ class Sight:
         fd = os.dup(self._store.root_fd)
         try:
             for part in filter(None, directory.split(b"/")):
-                if not self._may(access.SEARCH, fd):
+                if not door_of(fd).lets(access.SEARCH, self._caller):
                     return False
                 try:
                     below = os.open(part, _DIRECTORY, dir_fd=fd)
@@ -167,18 +166,13 @@ class Sight:
                     return False
                 os.close(fd)
                 fd = below
-            return self._may(access.READ | access.SEARCH, fd)
+            return door_of(fd).lets(access.READ | access.SEARCH, self._caller)
         finally:
             os.close(fd)
 
-    def _may(self, wanted: int, fd: int) -> bool:
-        found = os.fstat(fd)
-        mode = found.st_mode & 0o7777
-        return access.may(wanted, self._caller, mode, found.st_uid, found.st_gid, acl_of(fd))
-
     def _is_hidden(self, path: bytes) -> bool:
         """Whether it is a private project of others, or was a directory where projects are."""
-        if path.count(b"/") != PROJECT_DEPTH - 1:
+        if path.count(b"/") != DEPTH_OF_PROJECTS - 1:
             return False
         try:
             fd = os.open(path, _DIRECTORY, dir_fd=self._store.root_fd)
@@ -187,10 +181,6 @@ class Sight:
         except OSError:
             return True
         try:
-            project, problem = read_project(fd)
-            is_private = project is not None and project.visibility == "private"
-            if not is_private and problem is None:
-                return False
-            return not self._may(access.READ | access.SEARCH, fd)
+            return hides(fd, self._caller)
         finally:
             os.close(fd)

@@ -52,7 +52,7 @@ def group_may(wanted: int, mode: int, acl: bytes | None) -> bool:
         for tag, permissions, who in _ENTRY.iter_unpack((acl or _from_mode(mode))[4:])
         if who == _NOBODY
     }
-    granted: int = entries[_GROUP_OBJ] & entries.get(_MASK, 7)
+    granted: int = entries.get(_GROUP_OBJ, 0) & entries.get(_MASK, 7)
     return granted & wanted == wanted
 
 

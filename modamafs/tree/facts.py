@@ -18,6 +18,7 @@ from typing import Any
 
 from modamafs.catalog import FileMetadata, Project, Session
 from modamafs.config import Config, load_config
+from modamafs.doors import acl_of
 from modamafs.errors import ConfigurationError, ModamaError
 from modamafs.extraction import cache
 from modamafs.extraction.wanted import is_wanted
@@ -28,7 +29,7 @@ from modamafs.store.backing import Store
 from modamafs.store.catalogue import read_project, read_session
 from modamafs.store.records import open_plain, read_record
 from modamafs.store.seals import SEALS, Seals
-from modamafs.tree.privacy import Privacy, acl_of
+from modamafs.tree.privacy import Privacy
 from modamafs.tree.scope import Scope
 
 KEPT = 256

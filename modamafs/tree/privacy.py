@@ -11,13 +11,12 @@ import os
 import pwd
 import stat
 
+from modamafs import doors
 from modamafs.model import Caller
-from modamafs.policy import access
 from modamafs.store.backing import Store
-from modamafs.store.catalogue import read_project
 
-ACCESS_ACL = "system.posix_acl_access"
 OTHERS = 0o005
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Privacy:
@@ -32,7 +31,7 @@ class Privacy:
             found = os.stat(name, dir_fd=area_fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return not self._may_be_private(found) or self._is_for(area_fd, name, found, caller)
+        return not self._may_be_private(found) or self._is_for(area_fd, name, caller)
 
     def has_private(self, area_fd: int) -> bool:
         """Whether the listing of an area depends on who asks."""
@@ -67,32 +66,27 @@ class Privacy:
             return False
         if not self._may_be_private(found):
             return False
-        return self._look(self._store.root_fd, path)[0]
-
-    @staticmethod
-    def _look(dir_fd: int, name: bytes) -> tuple[bool, bytes | None]:
-        """Whether a project's record says that it is private, or can't be read; and its ACL."""
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
+            fd = os.open(path, _DIRECTORY, dir_fd=self._store.root_fd)
         except OSError:
-            return True, None
+            return True
         try:
-            project, problem = read_project(fd)
-            acl = acl_of(fd)
+            return doors.is_private(fd)
         finally:
             os.close(fd)
-        is_private = project is not None and project.visibility == "private"
-        return is_private or problem is not None, acl
 
-    def _is_for(self, area_fd: int, name: bytes, found: os.stat_result, caller: Caller) -> bool:
+    @staticmethod
+    def _is_for(area_fd: int, name: bytes, caller: Caller) -> bool:
         if caller.uid == 0:
             return True
-        is_private, acl = self._look(area_fd, name)
-        if not is_private:
-            return True
-        wanted = access.READ | access.SEARCH
-        mode = stat.S_IMODE(found.st_mode)
-        return access.may(wanted, with_groups(caller), mode, found.st_uid, found.st_gid, acl)
+        try:
+            fd = os.open(name, _DIRECTORY, dir_fd=area_fd)
+        except OSError:
+            return False
+        try:
+            return not doors.hides(fd, with_groups(caller))
+        finally:
+            os.close(fd)
 
     @staticmethod
     def user(caller: Caller) -> str:
@@ -101,14 +95,6 @@ class Privacy:
             return pwd.getpwuid(caller.uid).pw_name
         except KeyError:
             return str(caller.uid)
-
-
-def acl_of(fd: int) -> bytes | None:
-    """The ACL of what a descriptor (O_PATH will do) names; None where there is none."""
-    try:
-        return os.getxattr(f"/proc/self/fd/{fd}", ACCESS_ACL)
-    except OSError:
-        return None
 
 
 def with_groups(caller: Caller) -> Caller:

@@ -11,39 +11,20 @@ import os
 import pwd
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from modamafs.catalog import Project, Session
+from modamafs.doors import Door, door_of
 from modamafs.index.sessions import IndexedSession
 from modamafs.model import RECORDS, Caller
 from modamafs.policy import access
 from modamafs.store.backing import Store
 from modamafs.store.catalogue import directories, from_text, read_project, read_session
-from modamafs.tree.privacy import acl_of
 from modamafs.views import SessionFacts
 
 BELIEVED_S = 1.0
 """For how long the list is right without looking."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-class Door(NamedTuple):
-    """Who may enter a directory: see acl(5)."""
-
-    mode: int
-    uid: int
-    gid: int
-    acl: bytes | None
-
-    def lets(self, wanted: int, caller: Caller) -> bool:
-        """Whether the caller has all of the wanted permissions."""
-        return access.may(wanted, caller, self.mode, self.uid, self.gid, self.acl)
-
-
-def _door(fd: int) -> Door:
-    found = os.fstat(fd)
-    return Door(found.st_mode, found.st_uid, found.st_gid, acl_of(fd))
 
 
 class Sessions:
@@ -128,7 +109,7 @@ class Sessions:
         else:
             fd = os.open(raw, _PATH, dir_fd=self._store.root_fd)
             try:
-                doors[path] = _door(fd)
+                doors[path] = door_of(fd)
             finally:
                 os.close(fd)
         times[path] = ctime_ns
@@ -166,9 +147,9 @@ class Sessions:
                 except OSError:
                     continue
                 try:
-                    doors[os.fsdecode(path)] = _door(fd)
+                    doors[os.fsdecode(path)] = door_of(fd)
                     above = os.open(b"..", _PATH, dir_fd=fd)
-                    doors[os.fsdecode(area)] = _door(above)
+                    doors[os.fsdecode(area)] = door_of(above)
                     os.close(above)
                     project, _ = read_project(fd)
                     changed = _changed(fd, RECORDS + b"/project.json")
@@ -204,7 +185,7 @@ class Sessions:
         fd = os.open(name, _PATH, dir_fd=project_fd)
         try:
             found = os.fstat(fd)
-            doors[path] = _door(fd)
+            doors[path] = door_of(fd)
             record, _ = read_session(fd)
             sealed = _exists(fd, RECORDS + b"/seals/raw.json")
         finally:

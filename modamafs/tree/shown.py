@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modamafs import landing, views
+from modamafs.doors import acl_of
 from modamafs.errors import StaleHandle
 from modamafs.index.sessions import IndexedSession
 from modamafs.landing.facts import Facts
@@ -35,7 +36,7 @@ from modamafs.tree.facts import (
     depth_of,
     session_of,
 )
-from modamafs.tree.privacy import Privacy, acl_of, with_groups
+from modamafs.tree.privacy import Privacy, with_groups
 from modamafs.tree.sessions import Sessions
 from modamafs.tree.virtual import (
     Control,

@@ -240,7 +240,7 @@ def test_permissions_that_can_not_be_read_let_nobody_in(
 
 
 def test_no_descriptor_is_left_open(index: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modamafs.index.find.OPEN_LIMIT", 2)
+    monkeypatch.setattr("modamafs.index.folders.OPEN_LIMIT", 2)
     before = os.listdir("/proc/self/fd")
     assert found(index, "*.dm4", ROOT) == set(FILES)
     assert os.listdir("/proc/self/fd") == before
