@@ -162,6 +162,8 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int, watch_fd: in
             nursery.start_soon(searchers.run)
             if watch_fd is not None or spec.index_dir:
                 nursery.start_soon(watch.run)
+            else:
+                watch.index = {"state": "off", "message": "neither watched nor indexed"}
             log.info("serving store=%s mountpoint=%s", spec.store, spec.mountpoint)
             await session.serve()
             nursery.cancel_scope.cancel()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -97,16 +96,13 @@ def _by_daemon(there: Indexed) -> dict[str, Any]:
 
 def _here(there: Indexed) -> dict[str, Any]:
     """Without a mount, this process does it."""
-    from modamafs.index.feeder import LOCK
+    from modamafs.index.database import lock_writer
     from modamafs.index.reconcile import Index
 
-    there.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = os.open(there.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = lock_writer(there.directory)
+    if lock is None:
+        raise Busy("somebody else writes this index just now: wait for that")
     with open(lock), Store(there.store) as store:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy("somebody else writes this index just now: wait for that") from None
         index = Index(store, there.directory)
         try:
             with _bar(there) as show:

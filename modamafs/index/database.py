@@ -7,6 +7,7 @@ that it takes to look through the store again. Times are measured in docs/design
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 import struct
@@ -24,6 +25,7 @@ from modamafs.store.backing import Store
 VERSION = 1
 """Of schema.sql, in ``PRAGMA user_version``."""
 FILE = "index.db"
+LOCK = "writer.lock"
 DAMAGED = "index.db.damaged"
 NEWER = "index.db.newer"
 BESIDE = ("-wal", "-shm", "-journal")
@@ -73,6 +75,21 @@ def store_id(store: Store) -> str:
 def index_dir(store: Store, above: Path = Path("/var/lib/modamafs")) -> Path:
     """Where the index of a store lies."""
     return above / store_id(store)
+
+
+def lock_writer(directory: Path) -> int | None:
+    """A descriptor that holds the lock of an index's only writer; None: somebody else has it.
+
+    OSError: the directory can't be made, or written.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
 
 
 class Database:

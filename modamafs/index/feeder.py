@@ -6,7 +6,6 @@ when it ends.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from modamafs.index.database import lock_writer
 from modamafs.index.outside import Histories
 from modamafs.index.reconcile import Applied, Change, Index
 from modamafs.store.backing import Store
@@ -32,7 +32,6 @@ takes more than a tenth of the time."""
 AFTER_DEFECT_S = 5.0
 NICENESS = 15
 """Of the thread: what people wait for goes first."""
-LOCK = "writer.lock"
 
 
 class Done(Protocol):
@@ -184,15 +183,11 @@ class Feeder:
         if self._lock_fd is not None:
             return True
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(self._directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = lock_writer(self._directory)
         except OSError as error:
             self._tell({"state": "unavailable", "message": f"{self._directory}: {error.strerror}"})
             return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(fd)
+        if fd is None:
             self._tell({"state": "elsewhere", "message": "another mount of the store writes it"})
             return False
         self._lock_fd = fd

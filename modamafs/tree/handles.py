@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from modamafs.errors import StaleHandle
 from modamafs.model import Attributes, Caller
-from modamafs.tree.state import HANDLE, HANDLE_SLOTS, HANDLES_OFFSET, State
+from modamafs.tree.state import HANDLE, HANDLE_SLOTS, HANDLES_OFFSET, State, slots
 
 Entry = tuple[bytes, int, Attributes]
 
@@ -94,10 +94,8 @@ class Handles:
         """The inodes that are open for writing."""
         self.changing: set[int] = set()
         """Those of them whose attributes are not to be believed for long."""
-        for slot in range(state.used_slots):
-            fh, ino, request, flags, backing_id, uid, gid = HANDLE.unpack_from(
-                state.memory, HANDLES_OFFSET + slot * HANDLE.size
-            )
+        for slot, fields in enumerate(slots(state.memory, state.used_slots)):
+            fh, ino, request, flags, backing_id, uid, gid = fields
             if not fh:
                 self._free.append(slot)
                 continue

@@ -114,6 +114,12 @@ class State:
         return self._last_id + 1 if self._registering else None
 
 
+def slots(memory: mmap.mmap, used: int) -> Iterator[tuple[int, ...]]:
+    """The first slots of the table of handles: fields as in ``HANDLE``, all 0 for a free one."""
+    for slot in range(used):
+        yield HANDLE.unpack_from(memory, HANDLES_OFFSET + slot * HANDLE.size)
+
+
 def saved_handles(path: Path) -> Iterator[tuple[int, int]]:
     """Inode number and open flags of every handle in the file, for who only looks."""
     try:
@@ -125,10 +131,7 @@ def saved_handles(path: Path) -> Iterator[tuple[int, int]]:
             return
         with mmap.mmap(fd, SIZE_BYTES, prot=mmap.PROT_READ) as memory:
             magic, used, *_ = HEADER.unpack_from(memory)
-            for slot in range(used if magic == MAGIC else 0):
-                fh, ino, _, flags, *_ = HANDLE.unpack_from(
-                    memory, HANDLES_OFFSET + slot * HANDLE.size
-                )
+            for fh, ino, _, flags, *_ in slots(memory, used if magic == MAGIC else 0):
                 if fh:
                     yield ino, flags
     finally:
