@@ -26,8 +26,8 @@ class Directory(NamedTuple):
 def walk(dir_fd: int) -> Iterator[Directory]:
     """Every directory from ``dir_fd`` down, a directory before what is in it.
 
-    What vanishes meanwhile is left out. OSError: ESTALE where a directory was moved away under the
-    walk; whatever opening or reading one gives.
+    What vanishes meanwhile, or is no directory any more, is left out. OSError: ESTALE where a
+    directory was moved away under the walk; whatever opening or reading one gives.
     """
     fd = os.open(b".", FLAGS, dir_fd=dir_fd)
     pending: list[list[bytes]] = []
@@ -53,7 +53,7 @@ def walk(dir_fd: int) -> Iterator[Directory]:
                 name = pending[-1].pop()
                 try:
                     child = os.open(name, FLAGS, dir_fd=fd)
-                except FileNotFoundError:
+                except (FileNotFoundError, NotADirectoryError):  # removed, or replaced
                     continue
             path = os.path.join(path, name)
             fd = _replace(fd, child)

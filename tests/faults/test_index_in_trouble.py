@@ -151,19 +151,19 @@ def test_fifty_kills_of_worker_and_watcher(mount: Mount) -> None:
     for name in ("a", "b"):
         (mount.store / session / name).mkdir()
     roots = (mount.root / session / "a", mount.store / session / "b")
-    with mount.expected_in_log("worker-died", "watcher-died", TROUBLE), load(*roots):
-        for number in range(KILLS):
-            if number % 5 == 0:
-                mount.kill_worker()
-                continue
-            wait_until(lambda: watcher(mount) is not None, "a watcher")
-            pid = watcher(mount)
-            if chooser.random() < 0.5:  # in the middle of something, or not
-                sync(mount)
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
     with mount.expected_in_log("worker-died", "watcher-died", TROUBLE):
+        with load(*roots):
+            for number in range(KILLS):
+                if number % 5 == 0:
+                    mount.kill_worker()
+                    continue
+                wait_until(lambda: watcher(mount) is not None, "a watcher")
+                pid = watcher(mount)
+                if chooser.random() < 0.5:  # in the middle of something, or not
+                    sync(mount)
+                if pid is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         assert_index_is_right(mount)
 
 
