@@ -23,6 +23,7 @@ from modamafs.index.database import NotIndexed, open_reader
 from modamafs.index.folders import Folder, Folders
 from modamafs.index.nodes import DEPTH_OF_PROJECTS, DEPTH_OF_SESSIONS
 from modamafs.index.query import (
+    TRIGRAM,
     Between,
     Extension,
     Hash,
@@ -37,6 +38,7 @@ from modamafs.index.query import (
     fold,
     inodes,
     parse,
+    trigrams,
     where,
 )
 from modamafs.landing.words import utc
@@ -54,6 +56,8 @@ FIRST_ROWS = 8000
 """Looked through before anything is gathered: what is frequent fills a page from them."""
 ROWS = 2000
 """As many at a time."""
+SAMPLE = 100
+"""Names that are looked at, to know what most have."""
 NOTED = 5000
 """Up to so many inodes with a word are remembered."""
 STEPS = 20_000
@@ -109,11 +113,11 @@ def find(
     query = parse(query_text, time.time_ns() if now_ns is None else now_ns)
     deadline_s = time.monotonic() + patience_s
     connection.set_progress_handler(lambda: time.monotonic() > deadline_s, STEPS)
-    search = _Search(connection, store, query.terms, caller, within, shows, deadline_s)
+    search = _Search(connection, store, query.terms, caller, within, shows, deadline_s, limit + 1)
     try:
         with contextlib.closing(search):
             connection.execute("BEGIN")  # the index as it is now, for all that is asked of it
-            found = list(islice(search.results(after), limit + 1))
+            found = list(search.results(after))
     except sqlite3.OperationalError as error:
         if "interrupted" in str(error):
             raise _too_slow(patience_s) from None
@@ -244,7 +248,9 @@ class _Search:
         within: bytes,
         shows: Callable[[bytes], bool] | None,
         deadline_s: float,
+        wanted: int,
     ) -> None:
+        """``wanted``: as many results are looked for."""
         self._connection = connection
         self._store = store
         self._terms = terms
@@ -252,6 +258,7 @@ class _Search:
         self._within = within
         self._shows = shows
         self._deadline_s = deadline_s
+        self._wanted = wanted
         self._folders = Folders(store, caller)
         self._known: dict[int, Folder | None] = {
             store.volume.root_ino: Folder(None, b"", store.volume.root_ino, 0, within)
@@ -259,6 +266,7 @@ class _Search:
         self._read: dict[int, tuple[int, str | bytes, int]] = {}
         self._noted_by: dict[int, set[int] | None] = {}
         self._units: dict[Metadata, list[str | None]] = {}
+        self._sample: list[str] | None = None
         self._asks_for_contents = any(isinstance(term, Metadata | Hash) for term in terms)
 
     def close(self) -> None:
@@ -268,7 +276,11 @@ class _Search:
         """In the order of the index, each with its number in it."""
         self._prepare()
         for rows in self._rows(after):
-            yield from self._chosen(rows)
+            for result in self._chosen(rows):
+                yield result
+                self._wanted -= 1
+                if not self._wanted:
+                    return
 
     def _check_time(self) -> None:
         if time.monotonic() > self._deadline_s:
@@ -353,7 +365,7 @@ class _Search:
                 f"AND n.parent != 0{conditions} ORDER BY n.id",
                 [json.dumps(some), *values],
             ).fetchall()
-            size = min(2 * size, ROWS)
+            size = min(2 * size, ROWS, max(100, self._wanted))
 
     def _merged(self, source: _Source, after: int) -> Iterator[int]:
         streams: list[Iterable[int]] = [[number for number in source.ids if number > after]]
@@ -410,10 +422,10 @@ class _Search:
     ) -> _Source | None:
         """Entries with such a name, of these inodes, and all in directories that are among them;
         ``folders``: these directories, and all in them."""
-        streams, size = self._streams(names, most)
+        few, streams, size = self._named_like(names, most)
         if len(folders) > most or (size > most and most <= FEW):
             return None
-        ids: set[int] = set()
+        ids = set(few)
         places = set(folders)
         if names is not None and with_contents:
             places |= self._folders_like(names, most)
@@ -434,22 +446,61 @@ class _Search:
             ids.update(self._below(places, most + 1))
         if len(ids) > most:
             return None
-        return _Source(sorted(ids), streams, size + len(ids))
+        return _Source(sorted(ids), streams, size - len(few) + len(ids))
 
-    def _streams(self, names: Pattern | None, most: int) -> tuple[list[Sql], int]:
-        """Entries whose name may match; how many, if they are not more than ``most``."""
+    def _named_like(self, names: Pattern | None, most: int) -> _Source:
+        """Entries whose name may match; more than ``most`` are not counted."""
         if names is None:
-            return [], 0
-        match = names.trigrams()
+            return _Source([], [], 0)
+        pieces = names.pieces()
+        match = trigrams(pieces)
+        likes = names.likes()
         if match is None:  # too short: every name is looked at
-            likes = names.likes()
-            return [Sql(f"SELECT id FROM nodes WHERE ({_like(likes)}) AND id > ? ORDER BY id",
-                        tuple(likes))], MANY  # fmt: skip
-        sql = Sql(
-            "SELECT rowid FROM names WHERE names MATCH ? AND rowid > ? ORDER BY rowid", (match,)
-        )
-        [(size,)] = self._all(f"SELECT count(*) FROM ({sql.text} LIMIT ?)", match, 0, most + 1)
-        return [sql], size
+            sql = Sql(
+                f"SELECT id FROM nodes WHERE ({_like(likes)}) AND id > ? ORDER BY id", tuple(likes)
+            )
+            return _Source([], [sql], MANY)
+        rarer = trigrams([self._rarest(piece) for piece in pieces])
+        if rarer == match:
+            sql = Sql(
+                "SELECT rowid FROM names WHERE names MATCH ? AND rowid > ? ORDER BY rowid", (match,)
+            )
+        else:
+            sql = Sql(
+                "SELECT n.id FROM names CROSS JOIN nodes n ON n.id = names.rowid "
+                f"WHERE ({_like(likes, 'n.name')}) AND names MATCH ? AND names.rowid > ? "
+                "ORDER BY names.rowid",
+                (*likes, rarer),
+            )
+        if most > FEW:
+            count = f"SELECT count(*) FROM ({sql.text} LIMIT ?)"
+            [(size,)] = self._all(count, *sql.values, 0, most + 1)
+            return _Source([], [sql], size)
+        # Asked for once: that takes longer than all that is done with them.
+        found = [number for (number,) in self._all(f"{sql.text} LIMIT ?", *sql.values, 0, most + 1)]
+        return _Source(found, [] if len(found) <= most else [sql], len(found))
+
+    def _rarest(self, piece: str) -> str:
+        """What is left of a piece without what begins and ends it in most names: there SQLite
+        would look through nearly all of them. All of it, where nothing is."""
+        start, end = 0, len(piece)
+        while end - start >= TRIGRAM and self._is_common(piece[start : start + TRIGRAM]):
+            start += 1
+        while end - start >= TRIGRAM and self._is_common(piece[end - TRIGRAM : end]):
+            end -= 1
+        return piece[start:end] if end - start >= TRIGRAM else piece
+
+    def _is_common(self, letters: str) -> bool:
+        """Whether most names have them, as far as a sample says."""
+        if self._sample is None:
+            [(last,)] = self._all("SELECT max(id) FROM nodes")
+            step = (last or 0) // SAMPLE + 1
+            found = self._all(
+                "SELECT name FROM nodes WHERE id IN (SELECT value FROM json_each(?))",
+                json.dumps(list(range(step, (last or 0) + 1, step))),
+            )
+            self._sample = [fold(_text(_bytes(name))) for (name,) in found]
+        return 2 * sum(letters in name for name in self._sample) > len(self._sample)
 
     def _below(self, inos: Iterable[int], most: int) -> Iterator[int]:
         """Entries in directories, at any depth."""
@@ -801,8 +852,8 @@ def _noted_by(notes: str, more: str = "") -> Sql:
     return Sql(f"SELECT rowid AS ino FROM words WHERE words MATCH ?{more}", (notes,))
 
 
-def _like(likes: Sequence[str]) -> str:
-    return " OR ".join(["CAST(name AS TEXT) LIKE ? ESCAPE '\\'"] * len(likes))
+def _like(likes: Sequence[str], name: str = "name") -> str:
+    return " OR ".join([f"CAST({name} AS TEXT) LIKE ? ESCAPE '\\'"] * len(likes))
 
 
 def _uid(name: str) -> int | None:

@@ -68,10 +68,6 @@ class Pattern:
             for form in self.forms
         ]
 
-    def trigrams(self) -> str | None:
-        """What ``names`` MATCHes for every name that matches, and maybe more; None: no idea."""
-        return trigrams(self.pieces())
-
     def likes(self) -> list[str]:
         """LIKE patterns (``ESCAPE '\\'``), one of which fits every name that matches."""
         likes = ["%".join(map(escaped, form[::2])) for form in self.forms]

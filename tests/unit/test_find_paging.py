@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ WAYS = {
 QUERIES = (
     "image", "*.dm4", "ima*", "quokka", "beam_energy>100keV", "s0 raw", "project:p",
     "session:s1 type:file", "type:mrc", "size:0", "e_0", "1", "-dm4 type:file", "path:s2/raw",
-    "changed:>1970", "owner:0", "sealed:no quokka", "image -quokka",
+    "changed:>1970", "owner:0", "sealed:no quokka", "image -quokka", "image_00", "*ge_00*.dm4",
 )  # fmt: skip
 
 
@@ -74,6 +75,31 @@ def test_all_pages_are_everything_once(
     assert all(len(page) == limit for page in found[:-1])
     assert 0 < len(found[-1]) <= limit
     assert len(set(whole)) == len(whole) > 100
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mage_0014", "IMAGE_0014.DM4", "0014", "014.dm4", ".dm4", "e_0", "image_0000000",
+        "*age_0?4*.mrc", "image_0014.*", "*mage*", "?mage_0149.mrc",
+    ],
+)  # fmt: skip
+def test_names_most_of_which_begin_and_end_alike(
+    index: Indexed, text: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What most names have is left out where SQLite looks, and must not be left out of the rest."""
+    for name, value in WAYS[way].items():
+        monkeypatch.setattr(f"modamafs.index.find.{name}", value)
+    top = Path(os.readlink(f"/proc/self/fd/{index.store.root_fd}"))
+    pattern = text.lower() if set("*?") & set(text) else f"*{text.lower()}*"
+    expected = {
+        str(path.relative_to(top))
+        for path in top.glob("a/p/*/raw/*")
+        if fnmatch.fnmatchcase(path.name, pattern)
+    }
+    found = pages(index, text, 1000)
+    assert {path for page in found for path in page} == expected
 
 
 def test_what_vanishes_between_pages_leaves_no_gap(tmp_path: Path) -> None:
