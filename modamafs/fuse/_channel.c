@@ -32,8 +32,9 @@
  *   READDIRPLUS  entry reply, { u64 ino, u64 off, u32 namelen, u32 type } name, padded to 8 bytes
  *   RESEND       reply with error 7 and unique 0; what is resent has bit 63 of unique set
  *
- * No policy lives here. Nothing that read and writev do touches Python: they are also called by
- * threads without the GIL.
+ * No policy lives here. Nothing that writev does touches Python: it is also called by threads without
+ * the GIL. read() answers what it can (see set_quick) before it returns, and then looks for the next
+ * request: libfuse and pyfuse3 see only what is left over.
  */
 #define FUSE_USE_VERSION 314
 #define PY_SSIZE_T_CLEAN
@@ -43,6 +44,7 @@
 #include <errno.h>
 #include <fuse_lowlevel.h>
 #include <poll.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -53,9 +55,20 @@
 #include <unistd.h>
 
 enum opcode {
+    OP_LOOKUP = 1,
     OP_FORGET = 2,
+    OP_GETATTR = 3,
+    OP_SETATTR = 4,
+    OP_MKDIR = 9,
+    OP_UNLINK = 10,
+    OP_RMDIR = 11,
+    OP_OPEN = 14,
+    OP_RELEASE = 18,
     OP_SETXATTR = 21,
+    OP_GETXATTR = 22,
     OP_INIT = 26,
+    OP_OPENDIR = 27,
+    OP_RELEASEDIR = 29,
     OP_CREATE = 35,
     OP_IOCTL = 39,
     OP_BATCH_FORGET = 42,
@@ -77,6 +90,7 @@ enum opcode {
 #define OPEN_DIRECT_IO (1u << 0)
 #define OPEN_KEEP_CACHE (1u << 1)
 #define OPEN_NONSEEKABLE (1u << 2)
+#define MOST_IN_A_ROW 32 /* requests, after which everybody else in this process has a turn */
 
 struct request {
     uint32_t len, opcode;
@@ -167,6 +181,12 @@ static struct {
     struct saved_init init;
     bool replay;             /* the saved INIT is still to be read */
     bool attached;           /* libfuse has taken our read and writev */
+    struct fuse_session *session;
+    long spin_us;            /* how long to look for the next request */
+    int in_a_row;            /* requests that were read since anybody else had a turn */
+    bool nothing;            /* there was no request, after looking for so long */
+    bool inside;             /* a request is being answered by read() */
+    bool declined;           /* the request read last is left to pyfuse3's handler */
     uint64_t current;        /* unique of the request read last, */
     uint32_t uid, gid;       /* and who sent it */
     uint32_t setxattr_flags; /* of the request read last */
@@ -205,11 +225,10 @@ static uint64_t init_flags(const struct init_in *in)
     return in->flags & INIT_EXT ? in->flags | (uint64_t)in->flags2 << 32 : in->flags;
 }
 
-static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
+static ssize_t read_request(int fd, void *buffer, size_t size)
 {
     struct request *header = buffer;
     ssize_t got;
-    (void)userdata;
 
     if (channel.replay) {
         channel.replay = false;
@@ -232,6 +251,8 @@ static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
     channel.current = header->unique;
     channel.uid = header->uid;
     channel.gid = header->gid;
+    channel.declined = false;
+    channel.in_a_row++;
     switch (header->opcode) {
     case OP_INIT:
         if ((size_t)got <= sizeof channel.init.request) {
@@ -425,111 +446,260 @@ static void put_entry(struct entry_out *to, PyObject *attributes)
 /* ---- the requests that there are most of ------------------------------------------------------ */
 
 /*
- * LOOKUP, GETATTR and GETXATTR are asked of plain functions, and answered from here: a coroutine and
- * an object for the attributes would cost more than the answer. What a function returns:
+ * These are asked of plain functions, and answered from here: a coroutine and an object for the
+ * attributes would cost more than the answer. What a function returns:
  *
- *   a tuple (Attributes), or bytes for GETXATTR    the answer
- *   an int                                         an errno; 0 from lookup: no such entry, which the
- *                                                  kernel may believe as long as an entry
- *   NotImplemented                                 pyfuse3's handler is to be asked
+ *   what the answer is made of (see send_entry and those after it)
+ *   an int                       an errno; 0: it is done, or, from lookup: there is no such entry, which
+ *                                the kernel may believe as long as an entry
+ *   NotImplemented               pyfuse3's handler is to be asked; nothing was done
  */
 static struct {
     struct fuse_lowlevel_ops slow; /* pyfuse3's */
-    PyObject *lookup, *getattr, *getxattr, *changing;
+    PyObject *functions[OP_LIMIT], *changing;
     uint64_t root_ino;
     double entry_s, attribute_s, changing_s;
 } quick;
 
-static double attributes_valid_s(PyObject *attributes)
+static bool attributes_valid(PyObject *attributes, uint64_t *whole, uint32_t *nanoseconds)
 {
     int changes = quick.changing && PySet_GET_SIZE(quick.changing)
         ? PySet_Contains(quick.changing, PyTuple_GET_ITEM(attributes, 0)) : 0;
-    return changes ? quick.changing_s : quick.attribute_s;
+    put_timeout(changes ? quick.changing_s : quick.attribute_s, whole, nanoseconds);
+    return changes >= 0;
 }
 
-/* Deals with all but an answer of `type`: true when nothing is left to be done. */
-static bool refused(fuse_req_t req, PyObject *found, PyTypeObject *type)
+static bool fill_entry(struct entry_out *out, PyObject *found)
 {
-    if (found && PyObject_TypeCheck(found, type))
+    if (!PyTuple_Check(found))
         return false;
-    if (!found)
-        PyErr_WriteUnraisable(NULL);
-    int number = found && PyLong_Check(found) ? (int)PyLong_AsLong(found) : 0;
-    fuse_reply_err(req, number ? number : EIO);
+    put_entry(out, found);
+    if (out->ino == quick.root_ino)
+        out->ino = FUSE_ROOT_ID;
+    out->nodeid = out->ino;
+    put_timeout(quick.entry_s, &out->entry_valid, &out->entry_valid_nsec);
+    return attributes_valid(found, &out->attr_valid, &out->attr_valid_nsec);
+}
+
+/* Each sends one kind of answer; false: it is no such answer. `size` is what the caller has room for. */
+typedef bool (*send_t)(fuse_req_t req, PyObject *found, size_t size);
+
+/* Attributes, or 0. */
+static bool send_entry(fuse_req_t req, PyObject *found, size_t size)
+{
+    struct entry_out out = {0};
+    (void)size;
+
+    if (PyLong_Check(found))
+        put_timeout(quick.entry_s, &out.entry_valid, &out.entry_valid_nsec);
+    else if (!fill_entry(&out, found))
+        return false;
+    fuse_reply_buf(req, (const char *)&out, sizeof out);
     return true;
 }
 
-static void on_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+/* Attributes. */
+static bool send_attributes(fuse_req_t req, PyObject *found, size_t size)
 {
-    PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *found = quick.lookup
-        ? PyObject_CallFunction(quick.lookup, "Ky", (unsigned long long)parent, name)
-        : Py_NewRef(Py_NotImplemented);
-    bool slow = found == Py_NotImplemented;
-    struct entry_out out = {0};
+    struct entry_out entry = {0};
+    struct attr_out out = {0};
+    (void)size;
 
-    put_timeout(quick.entry_s, &out.entry_valid, &out.entry_valid_nsec);
-    if (!slow && found && PyLong_Check(found) && !PyLong_AsLong(found)) {
+    if (!fill_entry(&entry, found))
+        return false;
+    entry.ino = number(found, 0);
+    out.valid = entry.attr_valid;
+    out.valid_nsec = entry.attr_valid_nsec;
+    memcpy(out.attr, &entry.ino, sizeof out.attr);
+    fuse_reply_buf(req, (const char *)&out, sizeof out);
+    return true;
+}
+
+/* bytes. */
+static bool send_value(fuse_req_t req, PyObject *found, size_t size)
+{
+    if (!PyBytes_Check(found))
+        return false;
+    size_t length = (size_t)PyBytes_GET_SIZE(found);
+    if (!size)
+        fuse_reply_xattr(req, length);
+    else if (length > size)
+        fuse_reply_err(req, ERANGE);
+    else
+        fuse_reply_buf(req, PyBytes_AS_STRING(found), length);
+    return true;
+}
+
+/* (fh, FOPEN_* flags, backing_id), and Attributes where a file was made. */
+static bool send_opened(fuse_req_t req, PyObject *found, size_t size)
+{
+    struct {
+        struct entry_out entry;
+        struct open_out open;
+    } out = {0};
+    PyObject *attributes = NULL;
+    unsigned long long fh;
+
+    if (!PyTuple_Check(found)
+        || !PyArg_ParseTuple(found, "KIi|O", &fh, &out.open.open_flags, &out.open.backing_id,
+                             &attributes)
+        || !attributes != !size)
+        return false;
+    out.open.fh = fh;
+    if (attributes && !fill_entry(&out.entry, attributes))
+        return false;
+    if (attributes)
         fuse_reply_buf(req, (const char *)&out, sizeof out);
-    } else if (!slow && !refused(req, found, &PyTuple_Type)) {
-        put_entry(&out, found);
-        if (out.ino == quick.root_ino)
-            out.ino = FUSE_ROOT_ID;
-        out.nodeid = out.ino;
-        put_timeout(attributes_valid_s(found), &out.attr_valid, &out.attr_valid_nsec);
-        fuse_reply_buf(req, (const char *)&out, sizeof out);
+    else
+        fuse_reply_buf(req, (const char *)&out.open, sizeof out.open);
+    return true;
+}
+
+/* 0. */
+static bool send_done(fuse_req_t req, PyObject *found, size_t size)
+{
+    (void)size;
+    if (!PyLong_Check(found))
+        return false;
+    fuse_reply_err(req, 0);
+    return true;
+}
+
+/* Ask the function and send what it says; false: pyfuse3's handler is to be asked now. */
+static bool answered(fuse_req_t req, enum opcode opcode, send_t send, size_t size,
+                     const char *format, ...)
+{
+    if (channel.declined || !quick.functions[opcode])
+        return false;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    va_list list;
+    va_start(list, format);
+    PyObject *arguments = Py_VaBuildValue(format, list);
+    va_end(list);
+    PyObject *found = arguments ? PyObject_CallObject(quick.functions[opcode], arguments) : NULL;
+    bool left = found == Py_NotImplemented;
+
+    if (left && channel.inside) {
+        channel.declined = true;
+        fuse_reply_none(req); /* the same message is dealt with again, by pyfuse3 */
+        left = false;
+    } else if (!left) {
+        int failed = found && PyLong_Check(found) ? (int)PyLong_AsLong(found) : 0;
+        if (failed)
+            fuse_reply_err(req, failed);
+        else if (!found || !send(req, found, size))
+            fuse_reply_err(req, EIO);
+        if (PyErr_Occurred())
+            PyErr_WriteUnraisable(quick.functions[opcode]);
     }
     Py_XDECREF(found);
+    Py_XDECREF(arguments);
     PyGILState_Release(gil);
-    if (slow)
+    return !left;
+}
+
+/* The first fields of modamafs.model.Caller, for a format's "(IIiIKO)". */
+#define CALLER_OF(ctx) (ctx)->uid, (ctx)->gid, (int)(ctx)->pid, (unsigned)(ctx)->umask, \
+    (unsigned long long)(channel.current & ~RESENT), channel.current & RESENT ? Py_True : Py_False
+#define CALLER "(IIiIKO)"
+
+static void on_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    if (!answered(req, OP_LOOKUP, send_entry, 0, "(Ky)", (unsigned long long)parent, name))
         quick.slow.lookup(req, parent, name);
 }
 
 static void on_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *found = quick.getattr
-        ? PyObject_CallFunction(quick.getattr, "K", (unsigned long long)ino)
-        : Py_NewRef(Py_NotImplemented);
-    bool slow = found == Py_NotImplemented;
-
-    if (!slow && !refused(req, found, &PyTuple_Type)) {
-        struct entry_out entry = {0};
-        struct attr_out out = {0};
-
-        put_entry(&entry, found);
-        put_timeout(attributes_valid_s(found), &out.valid, &out.valid_nsec);
-        memcpy(out.attr, &entry.ino, sizeof out.attr);
-        fuse_reply_buf(req, (const char *)&out, sizeof out);
-    }
-    Py_XDECREF(found);
-    PyGILState_Release(gil);
-    if (slow)
+    if (!answered(req, OP_GETATTR, send_attributes, 0, "(K)", (unsigned long long)ino))
         quick.slow.getattr(req, ino, fi);
 }
 
 static void on_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
 {
-    PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *found = quick.getxattr
-        ? PyObject_CallFunction(quick.getxattr, "Ky", (unsigned long long)ino, name)
-        : Py_NewRef(Py_NotImplemented);
-    bool slow = found == Py_NotImplemented;
-
-    if (!slow && !refused(req, found, &PyBytes_Type)) {
-        size_t length = (size_t)PyBytes_GET_SIZE(found);
-
-        if (!size)
-            fuse_reply_xattr(req, length);
-        else if (length > size)
-            fuse_reply_err(req, ERANGE);
-        else
-            fuse_reply_buf(req, PyBytes_AS_STRING(found), length);
-    }
-    Py_XDECREF(found);
-    PyGILState_Release(gil);
-    if (slow)
+    if (!answered(req, OP_GETXATTR, send_value, size, "(Ky)", (unsigned long long)ino, name))
         quick.slow.getxattr(req, ino, name, size);
+}
+
+static long long nanoseconds(struct timespec time)
+{
+    return (long long)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+static void on_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *to, int to_set,
+                       struct fuse_file_info *fi)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (to_set & FUSE_SET_ATTR_ATIME_NOW && !(to_set & FUSE_SET_ATTR_ATIME))
+        to->st_atim = now;
+    if (to_set & FUSE_SET_ATTR_MTIME_NOW && !(to_set & FUSE_SET_ATTR_MTIME))
+        to->st_mtim = now;
+    if (!answered(req, OP_SETATTR, send_attributes, 0, "(KiIIILL)", (unsigned long long)ino, to_set,
+                  (unsigned)to->st_mode, (unsigned)to->st_uid, (unsigned)to->st_gid,
+                  nanoseconds(to->st_atim), nanoseconds(to->st_mtim)))
+        quick.slow.setattr(req, ino, to, to_set, fi);
+}
+
+static void on_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    if (!answered(req, OP_MKDIR, send_entry, 0, "(KyI" CALLER ")", (unsigned long long)parent, name,
+                  (unsigned)mode, CALLER_OF(ctx)))
+        quick.slow.mkdir(req, parent, name, mode);
+}
+
+static void on_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    if (!answered(req, OP_UNLINK, send_done, 0, "(Ky" CALLER ")", (unsigned long long)parent, name,
+                  CALLER_OF(ctx)))
+        quick.slow.unlink(req, parent, name);
+}
+
+static void on_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    if (!answered(req, OP_RMDIR, send_done, 0, "(Ky" CALLER ")", (unsigned long long)parent, name,
+                  CALLER_OF(ctx)))
+        quick.slow.rmdir(req, parent, name);
+}
+
+static void on_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    if (!answered(req, OP_OPEN, send_opened, 0, "(Ki" CALLER ")", (unsigned long long)ino, fi->flags,
+                  CALLER_OF(ctx)))
+        quick.slow.open(req, ino, fi);
+}
+
+static void on_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    if (!answered(req, OP_OPENDIR, send_opened, 0, "(K" CALLER ")", (unsigned long long)ino,
+                  CALLER_OF(ctx)))
+        quick.slow.opendir(req, ino, fi);
+}
+
+static void on_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+                      struct fuse_file_info *fi)
+{
+    const struct fuse_ctx *ctx = fuse_req_ctx(req);
+    if (!answered(req, OP_CREATE, send_opened, 1, "(KyIi" CALLER ")", (unsigned long long)parent,
+                  name, (unsigned)mode, fi->flags, CALLER_OF(ctx)))
+        quick.slow.create(req, parent, name, mode, fi);
+}
+
+static void on_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    if (!answered(req, OP_RELEASE, send_done, 0, "(K)", (unsigned long long)fi->fh))
+        quick.slow.release(req, ino, fi);
+}
+
+static void on_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
+{
+    if (!answered(req, OP_RELEASEDIR, send_done, 0, "(K)", (unsigned long long)fi->fh))
+        quick.slow.releasedir(req, ino, fi);
 }
 
 /* ---- requests that pyfuse3 has no handler for ------------------------------------------------- */
@@ -617,6 +787,65 @@ static void on_readdirplus(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
                             (Py_ssize_t)size));
 }
 
+/* ---- one request after the other --------------------------------------------------------------- */
+
+static long microseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000L + now.tv_nsec / 1000;
+}
+
+/* Whether a request can be read now, or within spin_us; with the GIL, which others have meanwhile. */
+static bool is_readable(int fd)
+{
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+    bool ready = poll(&readable, 1, 0) != 0;
+
+    if (!ready && channel.spin_us > 0) {
+        Py_BEGIN_ALLOW_THREADS
+        for (long end = microseconds() + channel.spin_us; !ready && microseconds() < end;)
+            ready = poll(&readable, 1, 0) != 0;
+        Py_END_ALLOW_THREADS
+    }
+    channel.nothing = !ready;
+    return ready;
+}
+
+/* Whether none of pyfuse3's coroutines has to be awaited for the answer. */
+static bool is_answered_here(const struct request *header)
+{
+    switch (header->opcode) {
+    case OP_SETXATTR:
+    case OP_IOCTL:
+    case OP_FALLOCATE:
+    case OP_LSEEK:
+    case OP_COPY_FILE_RANGE:
+    case OP_READDIRPLUS:
+        return true;
+    }
+    return header->opcode < OP_LIMIT && quick.functions[header->opcode];
+}
+
+static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
+{
+    (void)userdata;
+    do {
+        ssize_t got = read_request(fd, buffer, size);
+        if (got < (ssize_t)sizeof(struct request) || !is_answered_here(buffer)
+            || !PyGILState_Check())
+            return got;
+        struct fuse_buf message = {.mem = buffer, .size = (size_t)got, .fd = -1};
+        channel.inside = true;
+        fuse_session_process_buf(channel.session, &message);
+        channel.inside = false;
+        if (channel.declined)
+            return got;
+    } while (channel.in_a_row < MOST_IN_A_ROW && is_readable(fd));
+    errno = EINTR; /* nothing is left to be done */
+    return -1;
+}
+
 EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
                                              const struct fuse_lowlevel_ops *op, size_t op_size,
                                              void *userdata)
@@ -634,7 +863,16 @@ EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
     quick.slow = filled;
     filled.lookup = on_lookup;
     filled.getattr = on_getattr;
+    filled.setattr = on_setattr;
     filled.getxattr = on_getxattr;
+    filled.mkdir = on_mkdir;
+    filled.unlink = on_unlink;
+    filled.rmdir = on_rmdir;
+    filled.open = on_open;
+    filled.create = on_create;
+    filled.release = on_release;
+    filled.opendir = on_opendir;
+    filled.releasedir = on_releasedir;
     filled.write_buf = NULL; /* one copy less through write */
     filled.setxattr = on_setxattr;
     filled.ioctl = on_ioctl;
@@ -642,7 +880,8 @@ EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
     filled.lseek = on_lseek;
     filled.copy_file_range = on_copy_file_range;
     filled.readdirplus = on_readdirplus;
-    return real(args, &filled, sizeof filled, userdata);
+    channel.session = real(args, &filled, sizeof filled, userdata);
+    return channel.session;
 }
 
 EXPORT int fuse_session_mount(struct fuse_session *session, const char *mountpoint)
@@ -690,7 +929,8 @@ static PyObject *py_attach(PyObject *self, PyObject *args)
     channel.stack_depth = depth;
     channel.agreed = channel.init.flags;
     channel.replay = channel.init.len > 0;
-    channel.attached = false;
+    channel.attached = channel.nothing = channel.declined = false;
+    channel.in_a_row = 0;
     Py_XSETREF(channel.handler, Py_NewRef(handler));
     return PyBool_FromLong(channel.replay);
 }
@@ -703,9 +943,8 @@ static PyObject *py_detach(PyObject *self, PyObject *unused)
     channel.fd = channel.init_fd = -1;
     channel.attached = channel.replay = false;
     Py_CLEAR(channel.handler);
-    Py_CLEAR(quick.lookup);
-    Py_CLEAR(quick.getattr);
-    Py_CLEAR(quick.getxattr);
+    for (int opcode = 0; opcode < OP_LIMIT; opcode++)
+        Py_CLEAR(quick.functions[opcode]);
     Py_CLEAR(quick.changing);
     Py_RETURN_NONE;
 }
@@ -749,34 +988,27 @@ static PyObject *py_current_owner(PyObject *self, PyObject *unused)
 }
 
 PyDoc_STRVAR(ready_doc,
-"ready(spin_us: int) -> bool\n\nWhether a request can be read now, or within spin_us microseconds.");
-
-static long microseconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000L + now.tv_nsec / 1000;
-}
+"ready(spin_us: int) -> bool\n\n"
+"Whether a request can be read now, or within spin_us microseconds. False also after many in a row, so\n"
+"that everybody else has a turn.");
 
 static PyObject *py_ready(PyObject *self, PyObject *arg)
 {
-    struct pollfd readable = {.fd = channel.fd, .events = POLLIN};
     long spin = PyLong_AsLong(arg);
-    bool ready;
+    bool was_looked_for = channel.nothing || channel.in_a_row >= MOST_IN_A_ROW;
     (void)self;
 
     if (PyErr_Occurred())
         return NULL;
+    channel.spin_us = spin;
+    channel.nothing = false;
     if (channel.replay)
         Py_RETURN_TRUE;
-    ready = poll(&readable, 1, 0) != 0;
-    if (!ready && spin > 0) {
-        Py_BEGIN_ALLOW_THREADS
-        for (long end = microseconds() + spin; !ready && microseconds() < end;)
-            ready = poll(&readable, 1, 0) != 0;
-        Py_END_ALLOW_THREADS
-    }
-    return PyBool_FromLong(ready);
+    if (!was_looked_for && is_readable(channel.fd))
+        Py_RETURN_TRUE;
+    channel.nothing = false;
+    channel.in_a_row = 0;
+    Py_RETURN_FALSE;
 }
 
 PyDoc_STRVAR(set_open_doc,
@@ -885,24 +1117,47 @@ static PyObject *py_pack_entries(PyObject *self, PyObject *args)
 }
 
 PyDoc_STRVAR(set_quick_doc,
-"set_quick(lookup, getattr, getxattr, root_ino, changing) -> None\n\n"
-"Answer these requests with lookup(parent, name), getattr(node) and getxattr(node, name): each returns\n"
-"what was found (Attributes, or bytes), an errno, or NotImplemented for pyfuse3's own handler. 0 from\n"
-"lookup: there is no such entry. `root_ino` is the inode number of node 1; `changing` is a set of inode\n"
-"numbers, looked at for every answer.");
+"set_quick(functions: dict[int, Callable], root_ino: int, changing: set[int]) -> None\n\n"
+"Answer requests with these functions, by opcode. Each returns an errno (0: done), NotImplemented for\n"
+"pyfuse3's own handler, or what was found; a caller is (uid, gid, pid, umask, request, resent):\n\n"
+"LOOKUP(parent, name), MKDIR(parent, name, mode, caller)                     Attributes\n"
+"GETATTR(node), SETATTR(node, FUSE_SET_ATTR_*, mode, uid, gid, atime_ns, mtime_ns)  Attributes\n"
+"GETXATTR(node, name)                                                        bytes\n"
+"UNLINK(parent, name, caller), RMDIR, RELEASE(fh), RELEASEDIR(fh)\n"
+"OPEN(node, flags, caller), OPENDIR(node, caller)         fh, FOPEN_* flags, backing id\n"
+"CREATE(parent, name, mode, flags, caller)                the same, and Attributes\n\n"
+"0 from LOOKUP: there is no such entry. `root_ino` is the inode number of node 1; `changing` is a set\n"
+"of inode numbers, looked at for every answer. ValueError: no such opcode.");
+
+static bool has_quick(long opcode)
+{
+    switch (opcode) {
+    case OP_LOOKUP: case OP_GETATTR: case OP_SETATTR: case OP_MKDIR: case OP_UNLINK: case OP_RMDIR:
+    case OP_OPEN: case OP_RELEASE: case OP_GETXATTR: case OP_OPENDIR: case OP_RELEASEDIR:
+    case OP_CREATE:
+        return true;
+    }
+    return false;
+}
 
 static PyObject *py_set_quick(PyObject *self, PyObject *args)
 {
-    PyObject *lookup, *getattr, *getxattr, *changing;
+    PyObject *functions, *changing, *key, *function;
     unsigned long long root_ino;
+    Py_ssize_t at = 0;
     (void)self;
 
-    if (!PyArg_ParseTuple(args, "OOOKO!", &lookup, &getattr, &getxattr, &root_ino, &PySet_Type,
+    if (!PyArg_ParseTuple(args, "O!KO!", &PyDict_Type, &functions, &root_ino, &PySet_Type,
                           &changing))
         return NULL;
-    Py_XSETREF(quick.lookup, Py_NewRef(lookup));
-    Py_XSETREF(quick.getattr, Py_NewRef(getattr));
-    Py_XSETREF(quick.getxattr, Py_NewRef(getxattr));
+    while (PyDict_Next(functions, &at, &key, &function)) {
+        long opcode = PyLong_AsLong(key);
+        if (opcode == -1 && PyErr_Occurred())
+            return NULL;
+        if (!has_quick(opcode))
+            return PyErr_Format(PyExc_ValueError, "no quick function for opcode %ld", opcode);
+        Py_XSETREF(quick.functions[opcode], Py_NewRef(function));
+    }
     Py_XSETREF(quick.changing, Py_NewRef(changing));
     quick.root_ino = root_ino;
     Py_RETURN_NONE;

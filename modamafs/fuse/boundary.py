@@ -51,6 +51,22 @@ def handler(
     return handle
 
 
+def quick_handler(function: Callable[Parameters, Result]) -> Callable[Parameters, Result | int]:
+    """Make a function for ``_channel.set_quick`` of one that raises."""
+    name = function.__name__.removeprefix("quick_")
+
+    @functools.wraps(function)
+    def handle(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result | int:
+        try:
+            return function(*arguments, **keywords)
+        except FUSEError as error:
+            return int(error.errno)
+        except Exception as error:
+            return errno_of(error, name)
+
+    return handle
+
+
 def slow_handler(
     function: Callable[Parameters, Coroutine[Any, Any, Result]],
 ) -> Callable[Parameters, Coroutine[Any, Any, Result]]:

@@ -59,9 +59,6 @@ SPIN_US = 30
 """How long to look for the next request before the event loop is asked to wait for it: about what a
 client takes from one answer to its next request, and what waking up would cost."""
 
-CHECKPOINT_EVERY = 32
-"""Requests in a row after which everybody else in this process has a turn."""
-
 
 def load(*, interpose: bool) -> None:
     """Load ``_channel`` and pyfuse3. RuntimeError if pyfuse3 was imported before."""
@@ -161,13 +158,12 @@ class Scheduler:
     ClosedResourceError = trio.ClosedResourceError
 
     def __init__(self, ready: Callable[[int], bool]) -> None:
-        """``ready(spin_us)`` says whether a request can be read now, or very soon."""
+        """``ready(spin_us)`` says whether a request is to be read now; see ``_channel.ready``."""
         self.lowlevel = self
         self.turn = Turn()
         self.current_task = trio.lowlevel.current_task
         self.current_trio_token = trio.lowlevel.current_trio_token
         self.notify_closing = trio.lowlevel.notify_closing
-        self._in_a_row = 0
         self._ready = ready
 
     def Lock(self) -> Turn:
@@ -179,13 +175,8 @@ class Scheduler:
         return _Nursery(lambda: self.turn)
 
     async def wait_readable(self, fd: int) -> None:
-        """Return when a request can be read."""
-        self._in_a_row += 1
-        if self._in_a_row >= CHECKPOINT_EVERY:
-            self._in_a_row = 0
-            await trio.lowlevel.checkpoint()
+        """Return when a request can be read; after many in a row, when others have had a turn."""
         if not self._ready(SPIN_US):
-            self._in_a_row = 0
             await trio.lowlevel.wait_readable(fd)
 
 

@@ -23,7 +23,7 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields
 
 from modamafs.fuse import _channel
-from modamafs.fuse.boundary import errno_of, handler, slow_handler
+from modamafs.fuse.boundary import errno_of, handler, quick_handler, slow_handler
 from modamafs.fuse.channel import (
     FOPEN_CACHE_DIR,
     FOPEN_DIRECT_IO,
@@ -60,6 +60,11 @@ LISTED_DIRECTORIES = 4096
 
 CHANGING_TIMEOUT_S = 0.0
 """How long the kernel may believe attributes that change without its noticing; see ``Handle``."""
+
+# fuse_lowlevel.h: what SETATTR is to change
+SET_MODE, SET_UID, SET_GID, SET_SIZE = (1 << bit for bit in range(4))
+SET_ATIME, SET_MTIME = 1 << 4 | 1 << 7, 1 << 5 | 1 << 8  # to what is given, or to now
+SET_ATTRIBUTES = SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME
 
 NOT_QUICK: int = NotImplemented
 """Says to the channel that pyfuse3's handler is to be asked."""
@@ -200,37 +205,113 @@ class Operations(pyfuse3.Operations):
             entry.st_ino = ROOT
         return entry
 
-    # The three below answer most requests, without a coroutine: see ``_channel.set_quick``. What
-    # they leave over, pyfuse3's handlers of the same names answer.
+    # ---- without a coroutine ----------------------------------------------------------------
 
+    def quick(self) -> dict[int, Callable[..., object]]:
+        """What answers most requests, by opcode: see ``_channel.set_quick``.
+
+        What these leave over (NOT_QUICK), pyfuse3's handlers of the same names answer.
+        """
+        return {
+            1: self.quick_lookup,
+            3: self.quick_getattr,
+            4: self.quick_setattr,
+            9: self.quick_mkdir,
+            10: self.quick_unlink,
+            11: self.quick_rmdir,
+            14: self.quick_open,
+            18: self.quick_release,
+            22: self.quick_getxattr,
+            27: self.quick_opendir,
+            29: self.quick_release,
+            35: self.quick_create,
+        }
+
+    @quick_handler
     def quick_lookup(self, parent: int, name: bytes) -> Attributes | int:
         """What an entry of the store is."""
-        try:
-            if self._virtual.has(parent, name):
-                return NOT_QUICK
-            found = self.tree.lookup(parent, name)
-        except Exception as error:
-            return errno_of(error, "lookup")
+        if self._virtual.has(parent, name):
+            return NOT_QUICK
+        found = self.tree.lookup(parent, name)
         if found is None:
             return errno.ENOENT if self._timeouts is self._unwatched else 0
         return found
 
+    @quick_handler
     def quick_getattr(self, node: int) -> Attributes | int:
         """The attributes of an inode of the store."""
-        try:
-            return NOT_QUICK if is_virtual(node) else self.tree.getattr(node)
-        except Exception as error:
-            return errno_of(error, "getattr")
+        return NOT_QUICK if is_virtual(node) else self.tree.getattr(node)
 
+    @quick_handler
     def quick_getxattr(self, node: int, name: bytes) -> bytes | int:
         """An extended attribute of an inode of the store."""
-        try:
-            if is_virtual(node):
-                return NOT_QUICK
-            value = self.tree.getxattr(node, name)
-        except Exception as error:
-            return errno_of(error, "getxattr")
+        if is_virtual(node):
+            return NOT_QUICK
+        value = self.tree.getxattr(node, name)
         return errno.ENODATA if value is None else value
+
+    @quick_handler
+    def quick_setattr(
+        self, node: int, fields: int, mode: int, uid: int, gid: int, atime_ns: int, mtime_ns: int
+    ) -> Attributes | int:
+        """Change attributes; not the size, which may take long."""
+        if is_virtual(node) or fields & SET_SIZE or not fields & SET_ATTRIBUTES:
+            return NOT_QUICK
+        return self.tree.setattr(
+            node,
+            mode=mode if fields & SET_MODE else None,
+            uid=uid if fields & SET_UID else None,
+            gid=gid if fields & SET_GID else None,
+            atime_ns=atime_ns if fields & SET_ATIME else None,
+            mtime_ns=mtime_ns if fields & SET_MTIME else None,
+        )
+
+    @quick_handler
+    def quick_mkdir(self, parent: int, name: bytes, mode: int, who: tuple[Any, ...]) -> Attributes:
+        """Make a directory."""
+        self._virtual.refuse(parent, name)
+        return self.tree.mknod(parent, name, mode | stat.S_IFDIR, 0, Caller(*who))
+
+    @quick_handler
+    def quick_unlink(self, parent: int, name: bytes, who: tuple[Any, ...]) -> int:
+        """Remove a name that is no directory's."""
+        self._unlink(parent, name, Caller(*who))
+        return 0
+
+    @quick_handler
+    def quick_rmdir(self, parent: int, name: bytes, who: tuple[Any, ...]) -> int:
+        """Remove a directory."""
+        self._rmdir(parent, name, Caller(*who))
+        return 0
+
+    @quick_handler
+    def quick_open(self, node: int, flags: int, who: tuple[Any, ...]) -> tuple[int, int, int] | int:
+        """Open a file of the store; not to truncate it, which may take long."""
+        if is_virtual(node) or flags & os.O_TRUNC:
+            return NOT_QUICK
+        return self._opened(self._open(node, flags, Caller(*who)))
+
+    @quick_handler
+    def quick_create(
+        self, parent: int, name: bytes, mode: int, flags: int, who: tuple[Any, ...]
+    ) -> tuple[int, int, int, Attributes]:
+        """Make a file and open it."""
+        handle, found = self._create(parent, name, mode, flags, Caller(*who))
+        return *self._opened(handle), found
+
+    @quick_handler
+    def quick_opendir(self, node: int, who: tuple[Any, ...]) -> tuple[int, int, int]:
+        """Open a directory."""
+        handle, flags = self._opendir(node, Caller(*who))
+        return handle.fh, flags, 0
+
+    @quick_handler
+    def quick_release(self, fh: int) -> int:
+        """A file or a directory was closed."""
+        self._release(fh)
+        return 0
+
+    # ---- what is there ----------------------------------------------------------------------
 
     @slow_handler
     async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
@@ -339,13 +420,19 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def unlink(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._unlink(parent, name, caller_of(ctx))
+
+    def _unlink(self, parent: int, name: bytes, caller: Caller) -> None:
         self._virtual.refuse(parent, name)
-        self._close_later(self.tree.unlink(parent, name, caller_of(ctx)))
+        self._close_later(self.tree.unlink(parent, name, caller))
 
     @handler
     def rmdir(self, parent: int, name: bytes, ctx: RequestContext) -> None:
+        self._rmdir(parent, name, caller_of(ctx))
+
+    def _rmdir(self, parent: int, name: bytes, caller: Caller) -> None:
         self._virtual.refuse(parent, name)
-        self.tree.rmdir(parent, name, caller_of(ctx))
+        self.tree.rmdir(parent, name, caller)
 
     @handler
     def rename(
@@ -366,12 +453,17 @@ class Operations(pyfuse3.Operations):
 
     # ---- files ------------------------------------------------------------------------------
 
-    def _file_info(self, handle: Handle) -> FileInfo:
+    @staticmethod
+    def _opened(handle: Handle) -> tuple[int, int, int]:
+        """What the kernel is told of an open file: its handle, FOPEN_* flags, the backing id."""
         flags = FOPEN_NOFLUSH | FOPEN_PARALLEL_DIRECT_WRITES
         if handle.backing_id:
             flags |= FOPEN_PASSTHROUGH
+        return handle.fh, flags, handle.backing_id
+
+    def _file_info(self, handle: Handle) -> FileInfo:
         if self._scheduler is not None:
-            _channel.set_open(handle.fh, flags, handle.backing_id)
+            _channel.set_open(*self._opened(handle))
         return FileInfo(fh=handle.fh, keep_cache=False)
 
     @slow_handler
@@ -382,13 +474,16 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC:
             await self._truncate(inode, 0, caller)
             flags &= ~os.O_TRUNC
+        return self._file_info(self._open(inode, flags, caller))
+
+    def _open(self, inode: int, flags: int, caller: Caller) -> Handle:
         handle = self.tree.open(inode, flags, caller)
         if handle.backing_id and flags & os.O_ACCMODE == os.O_RDWR:
             # Through a mapping it may change without the kernel's noticing: what it knows so far
             # must not be believed for longer than what it is told from now on.
             with contextlib.suppress(FileNotFoundError):
                 pyfuse3.invalidate_inode(inode, attr_only=True)
-        return self._file_info(handle)
+        return handle
 
     async def _open_virtual(self, inode: int, flags: int, caller: Caller) -> FileInfo:
         handle = await self._virtual.open(inode, flags, caller)
@@ -400,13 +495,22 @@ class Operations(pyfuse3.Operations):
     def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        self._virtual.refuse(parent, name)
-        handle, found = self.tree.create(parent, name, mode, flags, caller_of(ctx))
-        handle.name = name
+        handle, found = self._create(parent, name, mode, flags, caller_of(ctx))
         return self._file_info(handle), self._entry(found)
+
+    def _create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
+    ) -> tuple[Handle, Attributes]:
+        self._virtual.refuse(parent, name)
+        handle, found = self.tree.create(parent, name, mode, flags, caller)
+        handle.name = name
+        return handle, found
 
     @handler
     def release(self, fh: int) -> None:
+        self._release(fh)
+
+    def _release(self, fh: int) -> None:
         handle = self.tree.handles.find(fh)  # None: a release that is sent again
         if handle is not None and is_virtual(handle.ino):
             self._virtual.release(handle)
@@ -464,19 +568,21 @@ class Operations(pyfuse3.Operations):
 
     @handler
     def opendir(self, inode: int, ctx: RequestContext) -> int:
-        caller = caller_of(ctx)
-        if is_virtual(inode):
-            handle = self._virtual.opendir(inode, caller)
-            handle.caller = caller
-            return handle.fh
-        handle = self.tree.opendir(inode, caller)
-        handle.caller = caller
-        if self._scheduler is not None and not self._virtual.depends_on_caller(handle):
-            flags = FOPEN_CACHE_DIR
-            if self._was_just_listed(inode):
-                flags |= FOPEN_KEEP_CACHE
+        handle, flags = self._opendir(inode, caller_of(ctx))
+        if self._scheduler is not None:
             _channel.set_open(handle.fh, flags, 0)
         return handle.fh
+
+    def _opendir(self, inode: int, caller: Caller) -> tuple[Handle, int]:
+        """The handle, and FOPEN_* flags."""
+        if is_virtual(inode):
+            handle = self._virtual.opendir(inode, caller)
+        else:
+            handle = self.tree.opendir(inode, caller)
+        handle.caller = caller
+        if is_virtual(inode) or self._virtual.depends_on_caller(handle):
+            return handle, 0
+        return handle, FOPEN_CACHE_DIR | (FOPEN_KEEP_CACHE if self._was_just_listed(inode) else 0)
 
     def _was_just_listed(self, inode: int) -> bool:
         """Whether the kernel still believes the entries of the last listing.

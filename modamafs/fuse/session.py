@@ -44,11 +44,7 @@ class Session(AbstractContextManager["Session"]):
         wanted = WANTED_WITH_PASSTHROUGH if self._passthrough else WANTED
         _channel.attach(self._fuse_fd, init_fd, wanted, stack_depth, operations.extra)
         _channel.set_quick(
-            operations.quick_lookup,
-            operations.quick_getattr,
-            operations.quick_getxattr,
-            operations.tree.inodes.root_ino,
-            operations.tree.handles.changing,
+            operations.quick(), operations.tree.inodes.root_ino, operations.tree.handles.changing
         )
         pyfuse3.init(operations, "/", set())
         if not _channel.attached():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -560,24 +562,125 @@ def test_a_quick_getxattr(quick: Kernel) -> None:
     assert call(0) == (0, struct.pack("=II", 15, 0))
 
 
-@pytest.mark.parametrize(
-    ("opcode", "body"),
-    [
-        (k.LOOKUP, NAME),
-        (k.GETATTR, k.GETATTR_IN.pack(0, 0, 0)),
-        (k.GETXATTR, k.GETXATTR_IN.pack(100, 0) + b"user.x\0"),
-    ],
-)
-def test_quick_refusals(quick: Kernel, opcode: int, body: bytes) -> None:
+CALLER = (k.UID, k.GID, k.PID)
+SETATTR = k.SETATTR_IN.pack(0x31, 0, 0, 0, 11, 22, 33, 111, 222, 333, 0o640, 1001, 1002)
+BODIES = {
+    k.LOOKUP: NAME,
+    k.GETATTR: k.GETATTR_IN.pack(0, 0, 0),
+    k.SETATTR: SETATTR,
+    k.MKDIR: k.MKDIR_IN.pack(0o40750, 0o27) + NAME,
+    k.UNLINK: NAME,
+    k.RMDIR: NAME,
+    k.OPEN: k.OPEN_IN.pack(os.O_RDWR | os.O_APPEND, 0),
+    k.GETXATTR: k.GETXATTR_IN.pack(100, 0) + b"user.x\0",
+    k.OPENDIR: k.OPEN_IN.pack(0, 0),
+    k.CREATE: k.CREATE_IN.pack(os.O_WRONLY | os.O_EXCL, 0o100640, 0o27, 0) + NAME,
+}
+
+
+def test_a_quick_setattr(quick: Kernel) -> None:
+    reply = quick.call(k.SETATTR, SETATTR, 30)
+    assert reply[::2] == (0, k.ATTR_OUT.pack(3, 250_000_000, 0, fs.QUICK_INO, *ATTRIBUTES))
+    times = (11_000_000_111, 22_000_000_222)
+    assert quick.query(b"quick") == [("setattr", 30, 0x31, 0o640, 1001, 1002, *times)]
+
+
+def test_a_quick_setattr_to_now(quick: Kernel) -> None:
+    """Where the kernel gives a time as well, that is it: it is what it knows already."""
+    for fields, given in ((0x1B0, True), (0x180, False)):
+        body = k.SETATTR_IN.pack(fields, 0, 0, 0, 11, 22, 33, 111, 222, 333, 0, 0, 0)
+        before = time.time_ns()
+        quick.call(k.SETATTR, body, 30)
+        [(*_, seen, _, _, _, atime_ns, mtime_ns)] = quick.query(b"quick")
+        assert seen == fields
+        if given:
+            assert (atime_ns, mtime_ns) == (11_000_000_111, 22_000_000_222)
+        else:
+            assert before <= atime_ns == mtime_ns <= time.time_ns()
+
+
+def test_what_is_made_quickly(quick: Kernel) -> None:
+    entry = k.ENTRY_OUT.pack(
+        fs.QUICK_INO, 0x99AABBCC, 12, 3, HALF, 250_000_000, fs.QUICK_INO, *ATTRIBUTES
+    )
+    assert quick.call(k.MKDIR, BODIES[k.MKDIR], 30, unique=1000)[::2] == (0, entry)
+    assert quick.call(k.CREATE, BODIES[k.CREATE], 30, unique=1002 | k.RESENT)[::2] == (
+        0,
+        entry + k.OPEN_OUT.pack(*fs.OPENED),
+    )
+    assert quick.query(b"quick") == [
+        ("mkdir", 30, NAME[:-1], 0o40750, (*CALLER, 0o27, 1000, False)),
+        ("create", 30, NAME[:-1], 0o100640, os.O_WRONLY | os.O_EXCL,
+         (*CALLER, 0o27, 1002, True)),
+    ]  # fmt: skip
+
+
+def test_what_is_removed_quickly(quick: Kernel) -> None:
+    assert quick.call(k.UNLINK, NAME, 30, unique=1000)[::2] == (0, b"")
+    assert quick.call(k.RMDIR, NAME, 30, unique=1002 | k.RESENT)[::2] == (0, b"")
+    assert quick.query(b"quick") == [
+        ("unlink", 30, NAME[:-1], (*CALLER, 0, 1000, False)),
+        ("rmdir", 30, NAME[:-1], (*CALLER, 0, 1002, True)),
+    ]
+
+
+def test_what_is_opened_and_closed_quickly(quick: Kernel) -> None:
+    opened = (0, k.OPEN_OUT.pack(*fs.OPENED))
+    assert quick.call(k.OPEN, BODIES[k.OPEN], 30, unique=1000)[::2] == opened
+    assert quick.call(k.OPENDIR, BODIES[k.OPENDIR], 30, unique=1002)[::2] == opened
+    assert quick.call(k.RELEASE, k.RELEASE_IN.pack(30, 0, 0, 0), 77)[::2] == (0, b"")
+    assert quick.call(k.RELEASEDIR, k.RELEASE_IN.pack(31, 0, 0, 0), 77)[::2] == (0, b"")
+    assert quick.query(b"quick") == [
+        ("open", 30, os.O_RDWR | os.O_APPEND, (*CALLER, 0, 1000, False)),
+        ("opendir", 30, (*CALLER, 0, 1002, False)),
+        ("release", 30),
+        ("releasedir", 31),
+    ]
+
+
+@pytest.mark.parametrize("opcode", BODIES)
+def test_quick_refusals(quick: Kernel, opcode: int) -> None:
     """An errno is passed on; what is no answer at all is an error of ours, and no end."""
+    body = BODIES[opcode]
     assert quick.call(opcode, body, fs.QUICK_REFUSED).error == -errno.ESTALE
     assert quick.call(opcode, body, fs.QUICK_RAISES).error == -errno.EIO
     assert quick.call(opcode, body, fs.QUICK_WRONG).error == -errno.EIO
+    if opcode not in (k.LOOKUP, k.UNLINK, k.RMDIR, k.MKDIR):
+        assert quick.call(opcode, body, fs.QUICK_NOTHING).error == -errno.EIO
     assert quick.query(b"attached") is True
 
 
 def test_what_is_not_quick_is_left_to_pyfuse3(quick: Kernel) -> None:
-    body = k.GETXATTR_IN.pack(100, 0) + b"user.x\0"
-    assert quick.call(k.GETXATTR, body, 99).error == -errno.ENODATA
-    assert quick.call(k.LOOKUP, NAME, 99).error == -errno.ENOSYS
-    assert quick.call(k.GETATTR, k.GETATTR_IN.pack(0, 0, 0), 99).error == -errno.ENOSYS
+    for opcode, error in ((k.GETXATTR, errno.ENODATA), (k.LOOKUP, errno.ENOSYS),
+                          (k.GETATTR, errno.ENOSYS), (k.UNLINK, errno.ENOSYS)):  # fmt: skip
+        assert quick.call(opcode, BODIES[opcode], 99).error == -error
+    assert quick.call(k.OPEN, BODIES[k.OPEN], 99).body == k.OPEN_OUT.pack(9900, 0, 0)
+    assert quick.call(k.CREATE, BODIES[k.CREATE], 99).error == 0
+    assert quick.query(b"calls") == [
+        ("open", 99, os.O_RDWR | os.O_APPEND),
+        ("create", 99, NAME[:-1], 0o100640, os.O_WRONLY | os.O_EXCL, k.UID, k.GID, 0o27),
+    ], "once each"
+
+
+def test_quick_and_others_in_any_order(quick: Kernel) -> None:
+    """Many at a time: each is answered once, with what belongs to it."""
+    kinds = random.Random(5)
+    waiting: dict[int, int] = {}
+    for _ in range(500):
+        node = kinds.choice([30, 31, 99])
+        waiting[quick.send(k.OPEN, BODIES[k.OPEN], node)] = node
+        while len(waiting) > kinds.randrange(40):
+            reply = quick.receive()
+            fh = 9900 if waiting.pop(reply.unique) == 99 else fs.OPENED[0]
+            assert k.OPEN_OUT.unpack(reply.body)[0] == fh
+    while waiting:
+        waiting.pop(quick.receive().unique)
+    assert len(quick.query(b"calls")) + len(quick.query(b"quick")) > 500
+
+
+def test_only_what_can_be_quick_takes_a_function() -> None:
+    from modamafs.fuse import _channel
+
+    for opcode in (0, 2, 16, 64, -1, 1 << 20):
+        with pytest.raises(ValueError, match="opcode"):
+            _channel.set_quick({opcode: print}, 2, set())
