@@ -150,6 +150,7 @@ struct ioctl_in {
     uint32_t in_size, out_size;
 };
 #define STATX_IN_BYTES 24
+#define SETATTR_BYTES 128 /* of the whole message */
 #define IS_STATX (1u << 31) /* among an ioctl's flags; the kernel sets no such flag */
 
 struct setxattr_in {
@@ -416,9 +417,20 @@ static uint64_t number(PyObject *attributes, int field)
 
 static void put_nanoseconds(PyObject *attributes, int field, uint64_t *seconds, uint32_t *nanoseconds)
 {
-    int64_t ns = (int64_t)number(attributes, field);
-    int64_t rest = ns % 1000000000;
+    PyObject *value = PyTuple_GET_ITEM(attributes, field);
+    int beyond;
+    int64_t ns = PyLong_AsLongLongAndOverflow(value, &beyond);
 
+    if (beyond) { /* after the year 2262 */
+        PyObject *billion = PyLong_FromLong(1000000000);
+        PyObject *parts = billion ? PyNumber_Divmod(value, billion) : NULL;
+        *seconds = parts ? number(parts, 0) : 0;
+        *nanoseconds = parts ? (uint32_t)number(parts, 1) : 0;
+        Py_XDECREF(parts);
+        Py_XDECREF(billion);
+        return;
+    }
+    int64_t rest = ns % 1000000000;
     if (rest < 0) /* before 1970 */
         rest += 1000000000;
     *seconds = (uint64_t)((ns - rest) / 1000000000);
@@ -621,11 +633,6 @@ static void on_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t
         quick.slow.getxattr(req, ino, name, size);
 }
 
-static long long nanoseconds(struct timespec time)
-{
-    return (long long)time.tv_sec * 1000000000 + time.tv_nsec;
-}
-
 static void on_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *to, int to_set,
                        struct fuse_file_info *fi)
 {
@@ -635,9 +642,10 @@ static void on_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *to, int to_s
         to->st_atim = now;
     if (to_set & FUSE_SET_ATTR_MTIME_NOW && !(to_set & FUSE_SET_ATTR_MTIME))
         to->st_mtim = now;
-    if (!answered(req, OP_SETATTR, send_attributes, 0, "(KiIIILL)", (unsigned long long)ino, to_set,
-                  (unsigned)to->st_mode, (unsigned)to->st_uid, (unsigned)to->st_gid,
-                  nanoseconds(to->st_atim), nanoseconds(to->st_mtim)))
+    if (!answered(req, OP_SETATTR, send_attributes, 0, "(KiIII(LL)(LL))", (unsigned long long)ino,
+                  to_set, (unsigned)to->st_mode, (unsigned)to->st_uid, (unsigned)to->st_gid,
+                  (long long)to->st_atim.tv_sec, (long long)to->st_atim.tv_nsec,
+                  (long long)to->st_mtim.tv_sec, (long long)to->st_mtim.tv_nsec))
         quick.slow.setattr(req, ino, to, to_set, fi);
 }
 
@@ -836,11 +844,16 @@ static ssize_t channel_read(int fd, void *buffer, size_t size, void *userdata)
             || !PyGILState_Check())
             return got;
         struct fuse_buf message = {.mem = buffer, .size = (size_t)got, .fd = -1};
+        unsigned char as_it_was[SETATTR_BYTES];
+        size_t kept = message.size < sizeof as_it_was ? message.size : sizeof as_it_was;
+        memcpy(as_it_was, buffer, kept);
         channel.inside = true;
         fuse_session_process_buf(channel.session, &message);
         channel.inside = false;
-        if (channel.declined)
+        if (channel.declined) {
+            memcpy(buffer, as_it_was, kept); /* libfuse takes FATTR_FH out of a SETATTR */
             return got;
+        }
     } while (channel.in_a_row < MOST_IN_A_ROW && is_readable(fd));
     errno = EINTR; /* nothing is left to be done */
     return -1;
@@ -1121,7 +1134,8 @@ PyDoc_STRVAR(set_quick_doc,
 "Answer requests with these functions, by opcode. Each returns an errno (0: done), NotImplemented for\n"
 "pyfuse3's own handler, or what was found; a caller is (uid, gid, pid, umask, request, resent):\n\n"
 "LOOKUP(parent, name), MKDIR(parent, name, mode, caller)                     Attributes\n"
-"GETATTR(node), SETATTR(node, FUSE_SET_ATTR_*, mode, uid, gid, atime_ns, mtime_ns)  Attributes\n"
+"GETATTR(node), SETATTR(node, FUSE_SET_ATTR_*, mode, uid, gid, atime, mtime)         Attributes\n"
+"                                            a time is (seconds, nanoseconds)\n"
 "GETXATTR(node, name)                                                        bytes\n"
 "UNLINK(parent, name, caller), RMDIR, RELEASE(fh), RELEASEDIR(fh)\n"
 "OPEN(node, flags, caller), OPENDIR(node, caller)         fh, FOPEN_* flags, backing id\n"

@@ -16,7 +16,7 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import pyfuse3
 import trio
@@ -66,6 +66,9 @@ SET_MODE, SET_UID, SET_GID, SET_SIZE = (1 << bit for bit in range(4))
 SET_ATIME, SET_MTIME = 1 << 4 | 1 << 7, 1 << 5 | 1 << 8  # to what is given, or to now
 SET_ATTRIBUTES = SET_MODE | SET_UID | SET_GID | SET_ATIME | SET_MTIME
 
+Time: TypeAlias = tuple[int, int]
+"""Seconds since 1970, and nanoseconds."""
+
 NOT_QUICK: int = NotImplemented
 """Says to the channel that pyfuse3's handler is to be asked."""
 
@@ -97,6 +100,11 @@ def reply(req: int, error: int, payload: bytes = b"") -> None:
         _channel.reply(req, error, payload)
     except OSError as failure:
         log.error("reply-refused errno=%s", failure.errno)
+
+
+def _nanoseconds(since_1970: Time) -> int:
+    seconds, nanoseconds = since_1970
+    return seconds * 1_000_000_000 + nanoseconds
 
 
 class Timeouts(NamedTuple):
@@ -252,7 +260,7 @@ class Operations(pyfuse3.Operations):
 
     @quick_handler
     def quick_setattr(
-        self, node: int, fields: int, mode: int, uid: int, gid: int, atime_ns: int, mtime_ns: int
+        self, node: int, fields: int, mode: int, uid: int, gid: int, atime: Time, mtime: Time
     ) -> Attributes | int:
         """Change attributes; not the size, which may take long."""
         if is_virtual(node) or fields & SET_SIZE or not fields & SET_ATTRIBUTES:
@@ -262,8 +270,8 @@ class Operations(pyfuse3.Operations):
             mode=mode if fields & SET_MODE else None,
             uid=uid if fields & SET_UID else None,
             gid=gid if fields & SET_GID else None,
-            atime_ns=atime_ns if fields & SET_ATIME else None,
-            mtime_ns=mtime_ns if fields & SET_MTIME else None,
+            atime_ns=_nanoseconds(atime) if fields & SET_ATIME else None,
+            mtime_ns=_nanoseconds(mtime) if fields & SET_MTIME else None,
         )
 
     @quick_handler

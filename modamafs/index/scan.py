@@ -85,6 +85,10 @@ def as_name(raw: bytes) -> Name:
         return raw
 
 
+LAST_NS = 2**63 - 1
+"""In the year 2262: SQLite has no larger integers."""
+
+
 def as_bytes(name: Name) -> bytes:
     """A name as the store has it."""
     return name.encode() if isinstance(name, str) else name
@@ -103,9 +107,9 @@ def seen(name: Name, found: Attributes) -> Seen:
         found.gid,
         found.nlink,
         found.size_bytes,
-        found.mtime_ns,
-        found.ctime_ns,
-        found.btime_ns,
+        min(found.mtime_ns, LAST_NS),
+        min(found.ctime_ns, LAST_NS),
+        min(found.btime_ns, LAST_NS),
     )
 
 

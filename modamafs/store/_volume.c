@@ -41,6 +41,7 @@
 #define HANDLE_XFS 0x81
 #define HANDLE_BTRFS 0x4d
 #define HANDLE_MAX 128
+#define LAST_SECOND 9223372036LL /* that 64 bits can say in nanoseconds */
 
 enum kind { KIND_OTHER, KIND_EXT4, KIND_XFS, KIND_BTRFS };
 
@@ -184,9 +185,20 @@ static int fetch(const Volume *volume, int dir_fd, const char *name, struct stat
     return 0;
 }
 
-static long long nanoseconds(const struct statx_timestamp *t)
+/* Since 1970, as an int of Python's: 64 bits end in the year 2262, ext4 and XFS do not. */
+static PyObject *nanoseconds(const struct statx_timestamp *t)
 {
-    return t->tv_sec * 1000000000LL + t->tv_nsec;
+    if (t->tv_sec > -LAST_SECOND && t->tv_sec < LAST_SECOND)
+        return PyLong_FromLongLong(t->tv_sec * 1000000000LL + t->tv_nsec);
+    PyObject *seconds = PyLong_FromLongLong(t->tv_sec), *billion = PyLong_FromLong(1000000000);
+    PyObject *rest = PyLong_FromUnsignedLong(t->tv_nsec);
+    PyObject *whole = seconds && billion ? PyNumber_Multiply(seconds, billion) : NULL;
+    PyObject *sum = whole && rest ? PyNumber_Add(whole, rest) : NULL;
+    Py_XDECREF(seconds);
+    Py_XDECREF(billion);
+    Py_XDECREF(rest);
+    Py_XDECREF(whole);
+    return sum;
 }
 
 static PyObject *build_attributes(const struct statx *st, uint32_t generation)
@@ -205,11 +217,11 @@ static PyObject *build_attributes(const struct statx *st, uint32_t generation)
     PyTuple_SET_ITEM(tuple, 7, PyLong_FromUnsignedLongLong(st->stx_size));
     PyTuple_SET_ITEM(tuple, 8, PyLong_FromUnsignedLongLong(st->stx_blocks));
     PyTuple_SET_ITEM(tuple, 9, PyLong_FromUnsignedLong(st->stx_blksize));
-    PyTuple_SET_ITEM(tuple, 10, PyLong_FromLongLong(nanoseconds(&st->stx_atime)));
-    PyTuple_SET_ITEM(tuple, 11, PyLong_FromLongLong(nanoseconds(&st->stx_mtime)));
-    PyTuple_SET_ITEM(tuple, 12, PyLong_FromLongLong(nanoseconds(&st->stx_ctime)));
+    PyTuple_SET_ITEM(tuple, 10, nanoseconds(&st->stx_atime));
+    PyTuple_SET_ITEM(tuple, 11, nanoseconds(&st->stx_mtime));
+    PyTuple_SET_ITEM(tuple, 12, nanoseconds(&st->stx_ctime));
     PyTuple_SET_ITEM(tuple, 13,
-                     PyLong_FromLongLong(st->stx_mask & STATX_BTIME ? nanoseconds(&st->stx_btime) : 0));
+                     st->stx_mask & STATX_BTIME ? nanoseconds(&st->stx_btime) : PyLong_FromLong(0));
     PyTuple_SET_ITEM(tuple, 14, PyBool_FromLong(!!(st->stx_attributes & STATX_ATTR_IMMUTABLE)));
     PyTuple_SET_ITEM(tuple, 15,
                      PyLong_FromUnsignedLongLong(makedev(st->stx_dev_major, st->stx_dev_minor)));
@@ -791,16 +803,15 @@ static int timespec_from(PyObject *value, struct timespec *to)
         *to = (struct timespec){.tv_nsec = UTIME_OMIT};
         return 0;
     }
-    long long ns = PyLong_AsLongLong(value);
-    if (PyErr_Occurred())
-        return -1;
-    to->tv_sec = ns / 1000000000;
-    to->tv_nsec = ns % 1000000000;
-    if (to->tv_nsec < 0) { /* before 1970 */
-        to->tv_nsec += 1000000000;
-        to->tv_sec -= 1;
+    PyObject *billion = PyLong_FromLong(1000000000);
+    PyObject *parts = billion ? PyNumber_Divmod(value, billion) : NULL;
+    if (parts) {
+        to->tv_sec = PyLong_AsLongLong(PyTuple_GET_ITEM(parts, 0));
+        to->tv_nsec = PyLong_AsLong(PyTuple_GET_ITEM(parts, 1));
     }
-    return 0;
+    Py_XDECREF(billion);
+    Py_XDECREF(parts);
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 static PyObject *py_utimens(PyObject *self, PyObject *args)

@@ -194,6 +194,7 @@ def test_times_are_kept_to_the_nanosecond(target: Target) -> None:
         (0, 1),
         (2_000_000_000 * SECOND + 999_999_999, 4_000_000_000 * SECOND + 7),
         (-1_000_000_000, -500_000_000 * SECOND),
+        (10_413_792_000 * SECOND + 5, 12_000_000_000 * SECOND + 7),  # more than 64 bits can say
     ]:
         os.utime(path, ns=(atime, mtime))
         for seen in (path, target.on_store(path)):

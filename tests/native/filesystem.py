@@ -121,6 +121,12 @@ class FileSystem(pyfuse3.Operations):
             nonseekable=inode == DIRECT_IO,
         )
 
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: Any, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        self._calls.append(("setattr", inode, attr.st_size, fields.update_size, fh))
+        return attributes()
+
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         if inode == SET_OPEN:
             flags = channel.FOPEN_CACHE_DIR | channel.FOPEN_KEEP_CACHE
