@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import string
 import tomllib
 import typing
@@ -154,6 +155,22 @@ LINK_NAME = re.compile(r"[A-Za-z0-9_-]{1,60}")
 _HEADER = re.compile(r"""^\s*\[\s*([\w."' -]+?)\s*\]""")
 _ASSIGNMENT = re.compile(r"""^\s*([\w."' -]+?)\s*=""")
 _TOML_LINE = re.compile(r"^(.*) \(at line (\d+), column \d+\)$", re.DOTALL)
+
+
+def is_store(directory: Path) -> bool:
+    """Whether a directory has a configuration that the caller may believe.
+
+    It is root's, or the caller's own, and nobody else may write to it: who has a project could put
+    one there, and have root write where it says.
+    """
+    try:
+        found = [(directory / name).lstat() for name in (CONFIG_FILE.parent, CONFIG_FILE)]
+    except OSError:
+        return False
+    kinds = [stat.S_IFMT(one.st_mode) for one in found]
+    return kinds == [stat.S_IFDIR, stat.S_IFREG] and all(
+        one.st_uid in (0, os.geteuid()) and not one.st_mode & 0o022 for one in found
+    )
 
 
 def load_config(store: Path) -> Config:

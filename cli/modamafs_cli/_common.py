@@ -15,6 +15,7 @@ from modamafs.config import (
     Config,
     MountSpec,
     ViewSpec,
+    is_store,
     load_config,
     load_mount_spec,
     runtime_base,
@@ -143,7 +144,7 @@ def locate(path: str) -> Place:
             relative = _from_view(mount.spec, mount.spec.shows, relative)
         return Place(Path(mount.spec.store), relative, mount)
     for directory in (Path(real), *Path(real).parents):
-        if (directory / ".modama/config.toml").is_file():
+        if is_store(directory):
             return Place(directory, _relative(real, str(directory)), None)
     raise NotMounted(
         f"{real} is in no mounted store: mount its store, or make it one with 'modamafs init'"

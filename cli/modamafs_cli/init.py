@@ -29,9 +29,10 @@ def command(store: Path, as_json: bool) -> None:
         raise InvalidRequest(f"{store} is not a directory: name the directory to make a store")
     store.mkdir(exist_ok=True)
     path = store / CONFIG_FILE
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(0o755, exist_ok=True)
     try:
         with path.open("x") as file:
+            os.fchmod(file.fileno(), 0o644)  # whatever the umask: see is_store
             file.write(DEFAULT_FILE)
         created = True
     except FileExistsError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tomllib
@@ -20,6 +21,47 @@ FILE = Path("/store/.modama/config.toml")
 def test_no_file_is_an_empty_file(tmp_path: Path) -> None:
     assert config.load_config(tmp_path) == Config()
     assert config.load_config(tmp_path / "missing") == Config()
+
+
+@pytest.mark.parametrize(
+    ("uid", "directory", "file", "is_store"),
+    [
+        (0, 0o755, 0o644, True),
+        (0, 0o700, 0o600, True),
+        (0, 0o775, 0o644, False),
+        (0, 0o757, 0o644, False),
+        (0, 0o755, 0o664, False),
+        (0, 0o755, 0o646, False),
+        (2000, 0o755, 0o644, False),
+    ],
+)
+def test_only_a_configuration_that_nobody_else_can_write_makes_a_store(
+    tmp_path: Path, uid: int, directory: int, file: int, is_store: bool
+) -> None:
+    above = tmp_path / ".modama"
+    above.mkdir()
+    (above / "config.toml").touch()
+    os.chown(above / "config.toml", uid, -1)
+    above.chmod(directory)
+    (above / "config.toml").chmod(file)
+    assert config.is_store(tmp_path) is is_store
+    os.chown(above / "config.toml", 0, -1)
+    os.chown(above, uid, -1)
+    assert config.is_store(tmp_path) is is_store
+
+
+def test_no_link_makes_a_store(tmp_path: Path) -> None:
+    assert not config.is_store(tmp_path)
+    elsewhere = tmp_path / "elsewhere" / ".modama"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "config.toml").touch()
+    assert config.is_store(tmp_path / "elsewhere")
+    (tmp_path / ".modama").symlink_to(elsewhere)
+    assert not config.is_store(tmp_path)
+    (tmp_path / ".modama").unlink()
+    (tmp_path / ".modama").mkdir()
+    (tmp_path / ".modama/config.toml").symlink_to(elsewhere / "config.toml")
+    assert not config.is_store(tmp_path)
 
 
 def test_a_store_that_is_a_file_has_no_configuration(tmp_path: Path) -> None:
