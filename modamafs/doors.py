@@ -16,6 +16,7 @@ from modamafs.store.catalogue import read_project
 _ACL = "system.posix_acl_access"
 _NO_ACL = {errno.ENODATA, errno.EOPNOTSUPP}
 _FOR_NOBODY = b"\2\0\0\0"
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def acl_of(fd: int) -> bytes | None:
@@ -46,6 +47,27 @@ def door_of(fd: int) -> Door:
     """Of what a descriptor (O_PATH will do) names."""
     found = os.fstat(fd)
     return Door(found.st_mode, found.st_uid, found.st_gid, acl_of(fd))
+
+
+def reaches(root_fd: int, path: bytes, caller: Caller) -> bool:
+    """Whether the caller, whose groups have to be known, may search every directory above a path.
+
+    ``path`` is relative to ``root_fd``. True where one of them is missing: that may be said.
+    """
+    fd = os.dup(root_fd)
+    try:
+        for part in os.path.normpath(path).strip(b"/").split(b"/"):
+            if not door_of(fd).lets(access.SEARCH, caller):
+                return False
+            try:
+                below = os.open(part, _DIRECTORY, dir_fd=fd)
+            except OSError:  # missing, or no directory: then nothing lies in it
+                return True
+            os.close(fd)
+            fd = below
+        return True
+    finally:
+        os.close(fd)
 
 
 def is_private(project_fd: int) -> bool:

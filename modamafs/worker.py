@@ -27,6 +27,7 @@ from modamafs.control.jobs import Jobs, path_argument, resume_all
 from modamafs.control.searchers import Searchers
 from modamafs.control.server import Command, serve
 from modamafs.control.watch import Watch
+from modamafs.doors import reaches
 from modamafs.extraction.extractor import Extractor
 from modamafs.extraction.wanted import is_wanted
 from modamafs.fuse import channel
@@ -241,9 +242,17 @@ def commands(
         """No process is started for who may not have it; it decides again, by itself."""
         if wanted.verb in ("unseal", "repair"):
             may_unseal(peer, stewards_gid(tree.store))
-            return
-        with Place(tree.store, os.fsencode(wanted.path)) as place:
-            may_seal(peer, place.owners, stewards_gid(tree.store))
+        else:
+            admit_owner(wanted.path, peer)
+
+    def admit_owner(path: str, peer: Caller) -> None:
+        stewards, relative = stewards_gid(tree.store), os.fsencode(path)
+        if not reaches(tree.store.root_fd, relative, peer):
+            may_seal(
+                peer, (), stewards
+            )  # of what is not for them, nobody is told whether it is there
+        with Place(tree.store, relative) as place:
+            may_seal(peer, place.owners, stewards)
 
     def ordered(verb: str) -> Command:
         async def run(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
@@ -260,12 +269,14 @@ def commands(
         return run
 
     async def progress(arguments: dict[str, Any], peer: Caller) -> dict[str, Any] | None:
-        return jobs.progress(path_argument(arguments))
+        path = path_argument(arguments)
+        if not reaches(tree.store.root_fd, os.fsencode(path), peer):
+            return None
+        return jobs.progress(path)
 
     async def cancel(arguments: dict[str, Any], peer: Caller) -> bool:
         path = path_argument(arguments)
-        with Place(tree.store, os.fsencode(path)) as place:
-            may_seal(peer, place.owners, stewards_gid(tree.store))
+        admit_owner(path, peer)
         return jobs.cancel(path)
 
     verbs = ("seal", "unseal", "resume", "repair", "verify", "worm")

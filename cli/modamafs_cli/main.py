@@ -14,6 +14,7 @@ import click
 
 import modamafs_cli
 from modamafs.errors import ModamaError
+from modamafs_cli._common import printable
 
 EXIT_FAILURE = 3
 
@@ -88,8 +89,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(message: str) -> None:
-    # File names may hold newlines and bytes that are no text.
-    line = " ".join(message.split("\n")).encode(errors="backslashreplace").decode()
+    # File names may hold newlines, bytes that are no text, and what a terminal would obey.
+    line = printable(" ".join(message.split("\n"))).encode(errors="backslashreplace").decode()
     click.echo(f"modamafs: {line}", err=True)
 
 

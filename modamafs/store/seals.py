@@ -152,18 +152,30 @@ class Seals:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             return self._relative_of_ancestor(fd)
+        return self._inside(path)
+
+    def _inside(self, path: bytes) -> bytes | None:
+        """A path, relative to the store; None: it lies elsewhere."""
         if path + b"/" == self._prefix:
             return b""
         return path[len(self._prefix) :] if path.startswith(self._prefix) else None
 
     def _relative_of_ancestor(self, fd: int) -> bytes | None:
         """The path of the nearest directory above that has one: nothing deeper is ever sealed."""
+        above = os.dup(fd)
         try:
-            above = os.open(b"..", os.O_PATH | os.O_DIRECTORY, dir_fd=fd)
-        except NotADirectoryError:
-            return None
-        try:
-            return self._relative(above)
+            while True:
+                try:
+                    higher = os.open(b"..", os.O_PATH | os.O_DIRECTORY, dir_fd=above)
+                except NotADirectoryError:
+                    return None
+                os.close(above)
+                above = higher
+                try:
+                    return self._inside(path_of(above))
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
         finally:
             os.close(above)
 

@@ -24,7 +24,7 @@ from tests.support.mounts import Mount, command, modamafs, wait_until
 from tests.support.syscalls import FS_IMMUTABLE_FL, get_flags, set_flags
 from tests.support.targets import Workshop
 from tests.support.trees import differences, remove, snapshot
-from tests.support.users import ALICE, BOB, User, as_user
+from tests.support.users import ALICE, BOB, STRANGER, User, as_user
 
 SESSION = Path("area/project/session")
 RAW = SESSION / "raw"
@@ -105,6 +105,33 @@ def test_the_owner_a_steward_and_root_may_seal_and_only_stewards_unseal(mount: M
     assert [event["event"] for event in events] == ["sealed", "verified", "unsealed"] * 3
     sealers = [event["sealed_by"] for event in events if event["event"] == "sealed"]
     assert sealers == [str(ALICE.uid), str(STEWARD.uid), "root"]
+
+
+def test_nobody_is_told_what_lies_in_a_directory_that_is_closed_to_them(mount: Mount) -> None:
+    """Neither by an answer, nor by its being another one."""
+    closed = mount.store / "area" / "project" / "closed"
+    (closed / "there" / "raw").mkdir(parents=True)
+    (closed / "file").touch()
+    closed.chmod(0o700)
+
+    def told(verb: str, name: str) -> tuple[str, int | None]:
+        order = {"path": f"area/project/{name}"}
+        try:
+            return repr(client.call(mount.runtime, verb, order, timeout_s=60)), None
+        except ModamaError as error:
+            return error.message, error.errno
+
+    for verb in ("seal", "verify", "resume", "worm", "cancel", "progress"):
+        answers = {
+            as_user(STRANGER, told, verb, name)
+            for name in (
+                "closed/there", "closed/there/raw", "closed/file", "closed/missing",
+                "closed/there/missing", "/closed//there/", "closed/there/../there",
+            )
+        }  # fmt: skip
+        assert len(answers) == 1, (verb, answers)
+    message, _ = as_user(STRANGER, told, "seal", "missing")
+    assert "No such file" in message
 
 
 def test_a_stewards_group_that_does_not_exist_is_said(mount: Mount) -> None:
