@@ -17,8 +17,9 @@ from rich.text import Text
 from modamafs.control import client
 from modamafs.errors import InvalidRequest, NotPermitted
 from modamafs.model import Caller
-from modamafs_cli._common import Place, emit, json_option, locate, printable
+from modamafs_cli._common import Place, emit, json_option, locate
 from modamafs_cli._sealing import locate_directory
+from modamafs_cli._text import printable
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")

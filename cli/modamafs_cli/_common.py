@@ -35,14 +35,6 @@ def emit(result: Any, text: str, *, as_json: bool) -> None:
         click.echo(text.encode(errors="backslashreplace"))
 
 
-def printable(name: str) -> str:
-    """A file name for people: what a terminal would obey is escaped."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in name
-    )
-
-
 class RunningMount(NamedTuple):
     """A mount and its processes, as far as they have left a trace."""
 

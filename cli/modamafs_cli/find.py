@@ -16,8 +16,9 @@ from modamafs.control import client
 from modamafs.errors import InvalidRequest, NotMounted, NotPermitted, NotSupported
 from modamafs.index.query import parse, quoted
 from modamafs.model import Caller
-from modamafs_cli._common import RunningMount, json_option, locate, printable, the_only_mount
+from modamafs_cli._common import RunningMount, json_option, locate, the_only_mount
 from modamafs_cli._sealing import locate_directory
+from modamafs_cli._text import printable
 
 PAGE_LIMIT = 1000
 

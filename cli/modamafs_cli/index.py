@@ -19,8 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from modamafs.control import client
 from modamafs.errors import Busy, ModamaError
 from modamafs.store.backing import Store
-from modamafs_cli._common import emit, json_option, printable
+from modamafs_cli._common import emit, json_option
 from modamafs_cli._index import Indexed, index_of
+from modamafs_cli._text import printable
 
 ASK_EVERY_S = 0.2
 

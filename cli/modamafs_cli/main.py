@@ -14,7 +14,7 @@ import click
 
 import modamafs_cli
 from modamafs.errors import ModamaError
-from modamafs_cli._common import printable
+from modamafs_cli._text import printable
 
 EXIT_FAILURE = 3
 

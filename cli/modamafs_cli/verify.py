@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from modamafs_cli._common import emit, json_option, printable
+from modamafs_cli._common import emit, json_option
 from modamafs_cli._sealing import ask
+from modamafs_cli._text import printable
 
 UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 

@@ -15,7 +15,8 @@ from modamafs.catalog import View
 from modamafs.errors import Busy, InvalidRequest, NotMounted, NotPermitted
 from modamafs.store import views
 from modamafs.store.backing import Store
-from modamafs_cli._common import all_mounts, emit, json_option, locate, printable
+from modamafs_cli._common import all_mounts, emit, json_option, locate
+from modamafs_cli._text import printable
 
 
 @click.group("view")

@@ -15,10 +15,10 @@ from modamafs_cli._common import (
     RunningMount,
     json_option,
     locate,
-    printable,
     the_only_mount,
 )
 from modamafs_cli._sealing import locate_directory
+from modamafs_cli._text import printable
 
 WAIT_S = 30
 PAGE_LIMIT = 1000
