@@ -27,7 +27,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,11 @@ from modamafs.index.feeder import Feeder
 from modamafs.index.reconcile import Change
 from modamafs.model import RECORDS, ROOT
 from modamafs.store.backing import Store, path_of
-from modamafs.store.walk import walk
+from modamafs.store.walk import Directory, walk
 from modamafs.tree.state import saved_handles
 from modamafs.watch import notices
 from modamafs.watch.events import (
+    ATTRIB,
     CLOSE_WRITE,
     CREATE,
     DELETE,
@@ -52,6 +53,7 @@ from modamafs.watch.events import (
     parse,
 )
 from modamafs.watch.log import WATCH_GAP, WATCH_LOG, EventLog
+from modamafs.watch.teller import Teller
 from modamafs.watch.written import WRITTEN, Written
 
 log = logging.getLogger("modamafs.watcher")
@@ -72,6 +74,7 @@ MOST_READS = 256
 """As many as the kernel keeps events for; where more goes on happening, nobody waits for that."""
 SEALS = b"/" + RECORDS + b"/seals"
 WROTE = MODIFY | CLOSE_WRITE
+OF_A_FILE = WROTE | ATTRIB
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -193,7 +196,7 @@ class Territory:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._prefix = path_of(store.root_fd).rstrip(b"/") + b"/"
+        self._prefix = self._its_prefix()
         self._is_everything = store.is_whole_volume()
         self._known: dict[int, bool] = {}
 
@@ -203,7 +206,7 @@ class Territory:
             return True
         if event.mask & ONDIR and event.mask & (CREATE | DELETE | RENAME):
             if event.mask & RENAME:
-                self._known.clear()  # all that is below lies elsewhere now
+                self.forget()  # all that is below lies elsewhere now
             else:
                 self._known.pop(event.ino, None)  # the number may be another directory's
         if not event.directory:
@@ -211,6 +214,23 @@ class Territory:
         return self._holds(event.directory) or (
             event.new_directory != 0 and self._holds(event.new_directory)
         )
+
+    def comes_in(self, event: Event) -> bool:
+        """Whether a directory was moved into the store, with what was done to it elsewhere."""
+        return (
+            not self._is_everything
+            and event.mask & (RENAME | ONDIR) == RENAME | ONDIR
+            and not self._holds(event.directory)
+            and self._holds(event.new_directory)
+        )
+
+    def forget(self) -> None:
+        """Something may lie elsewhere now, the store among it."""
+        self._known.clear()
+        self._prefix = self._its_prefix()
+
+    def _its_prefix(self) -> bytes:
+        return path_of(self._store.root_fd).rstrip(b"/") + b"/"
 
     def _holds(self, directory: int) -> bool:
         known = self._known.get(directory)
@@ -247,7 +267,8 @@ class Watcher:
         self, spec: MountSpec, runtime: Path, store: Store, fuse_fd: int, worker: socket.socket
     ) -> None:
         self._store = store
-        self._fuse_fd = fuse_fd
+        self._teller = Teller(fuse_fd)
+        self._is_watching = False
         self._worker = worker
         self._saying = threading.Lock()
         self._heard = b""
@@ -265,7 +286,7 @@ class Watcher:
         self._numbers = itertools.count()
         self._news_s: dict[int, float] = {}
         self._slow: queue.SimpleQueue[bytes | int] = queue.SimpleQueue()
-        """Trees that were sealed or opened, and numbers of who waits for all before them."""
+        """Trees that were sealed, opened or moved in, and numbers of who waits for all before."""
         self._index_dir = Path(spec.index_dir) if spec.index_dir else None
         self._feeder = Feeder(
             store,
@@ -286,12 +307,13 @@ class Watcher:
             self._own_thread = worker
             self._feeder.ignore(watch_fd)
             poller.register(watch_fd, select.POLLIN)
-        threading.Thread(target=self._refresh_sealed, daemon=True).start()
+        threading.Thread(target=self._refresh_trees, daemon=True).start()
         try:
             if watch_fd is not None:
                 self._replay()
             self._feeder.start(polling=watch_fd is None)
-            self._say({"watching": watch_fd is not None})
+            self._is_watching = watch_fd is not None
+            self._say({"watching": self._is_watching})
             while True:
                 ready = {fd for fd, _ in poller.poll(self._until_echo_ms())}
                 if watch_fd is not None and watch_fd in ready:
@@ -300,6 +322,7 @@ class Watcher:
                 if self._worker.fileno() in ready and not self._listen(watch_fd):
                     return
                 self._echo()
+                self._catch_up()
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise  # nobody is to believe that this goes on
@@ -370,7 +393,10 @@ class Watcher:
                 self._lost()
                 continue
             if not self._territory.has(event):
-                continue
+                if not event.ino or event.mask & ONDIR or not event.mask & OF_A_FILE:
+                    continue
+                # It may have a name in the store as well.
+                event = Event(event.mask & OF_A_FILE, event.thread, 0, b"", event.ino)
             is_ours = event.thread in self._threads
             is_written_here = not event.mask & ~WROTE and event.ino in self._writers
             if is_written_here and not event.mask & CLOSE_WRITE and self._is_old_news(event.ino):
@@ -378,6 +404,9 @@ class Watcher:
             if not is_ours:
                 for message in notices.of(event, self._root_ino):
                     messages[message] = None
+                if self._territory.comes_in(event):
+                    messages[notices.everything()] = None
+                    self._refresh_later(event.new_directory, event.new_name)
                 self._look_for_seals(event)
             outside = not (is_ours or is_written_here or self._mounts.did(event))
             change = _change(event, outside=outside, at_ns=at_ns)
@@ -400,6 +429,7 @@ class Watcher:
     def _lost(self) -> None:
         """More has happened than the kernel keeps."""
         log.info("events-lost")
+        self._territory.forget()
         with self._logging:
             self._log.set_lost(True)
             self._feeder.everything()  # before the index can say that it is complete
@@ -419,24 +449,37 @@ class Watcher:
     def _tell(self, messages: Iterable[bytes]) -> None:
         kept = list(messages)
         if kept:
-            notices.send(self._fuse_fd, kept)
+            self._teller.tell(kept)
             heapq.heappush(self._echoes, (time.monotonic() + ECHO_S, next(self._numbers), kept))
 
     def _until_echo_ms(self) -> float | None:
-        if not self._echoes:
-            return None
-        return max(0.0, self._echoes[0][0] - time.monotonic()) * 1000
+        look_s = LOOK_S if self._teller.is_behind or self._teller.has_dropped else None
+        if self._echoes:
+            echo_s = max(0.0, self._echoes[0][0] - time.monotonic())
+            look_s = echo_s if look_s is None else min(look_s, echo_s)
+        return None if look_s is None else look_s * 1000
 
     def _echo(self) -> None:
         while self._echoes and self._echoes[0][0] <= time.monotonic():
-            notices.send(self._fuse_fd, heapq.heappop(self._echoes)[2])
+            self._teller.tell(heapq.heappop(self._echoes)[2])
+
+    def _catch_up(self) -> None:
+        """While too many directories are held, nobody is to believe anything for long."""
+        if self._teller.has_dropped and self._is_watching:
+            log.warning("watch-overwhelmed")
+            self._is_watching = False
+            self._say({"watching": False})
+        if self._teller.starts_again():
+            self._lost()
+            self._is_watching = True
+            self._say({"watching": True})
 
     def _differs(self, directory: int, name: bytes, ino: int) -> None:
         """The index was wrong about an entry, and so may be the kernel. From the index's thread."""
         changed = Event(CREATE | MODIFY, 0, directory, name, ino)
-        notices.send(self._fuse_fd, notices.of(changed, self._root_ino))
+        self._teller.tell(notices.of(changed, self._root_ino))
 
-    # ---- what was sealed --------------------------------------------------------------------
+    # ---- whole trees ------------------------------------------------------------------------
 
     def _look_for_seals(self, event: Event) -> None:
         """Flags are set without an event; but a seal's record is written when they are."""
@@ -450,8 +493,13 @@ class Watcher:
             if path is not None and path.endswith(SEALS):
                 self._slow.put(path.removesuffix(SEALS) + b"/" + name.removesuffix(b".json"))
 
-    def _refresh_sealed(self) -> None:
-        """A thread: all of a sealed tree looks different now."""
+    def _refresh_later(self, directory: int, name: bytes) -> None:
+        path = self._territory.path(directory)
+        if path is not None:
+            self._slow.put(path + b"/" + name)
+
+    def _refresh_trees(self) -> None:
+        """A thread: all of a tree that was sealed, or moved in, looks different now."""
         while True:
             path = self._slow.get()
             if isinstance(path, int):
@@ -468,16 +516,21 @@ class Watcher:
         try:
             if self._store.contains(top):
                 for directory in walk(top):
-                    self._forget(os.fstat(directory.fd))
-                    for name in directory.others:
-                        with contextlib.suppress(FileNotFoundError):
-                            self._forget(os.lstat(name, dir_fd=directory.fd))
+                    self._teller.tell(self._forgetting(directory))
         finally:
             os.close(top)
 
-    def _forget(self, found: os.stat_result) -> None:
-        node = ROOT if found.st_ino == self._root_ino else found.st_ino
-        notices.send(self._fuse_fd, [notices.attributes(node)])
+    def _forgetting(self, directory: Directory) -> Iterator[bytes]:
+        """What tells of a directory's attributes and listing, and of all in it."""
+        ino = os.fstat(directory.fd).st_ino
+        node = ROOT if ino == self._root_ino else ino
+        yield notices.inode(node)
+        for name in directory.directories:
+            yield notices.entry(node, name)
+        for name in directory.others:
+            yield notices.entry(node, name)
+            with contextlib.suppress(FileNotFoundError):
+                yield notices.attributes(os.lstat(name, dir_fd=directory.fd).st_ino)
 
 
 def _change(event: Event, *, outside: bool, at_ns: int) -> Change | None:

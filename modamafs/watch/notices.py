@@ -16,6 +16,7 @@ from modamafs.model import ROOT
 from modamafs.watch.events import ATTRIB, CLOSE_WRITE, CREATE, DELETE, MODIFY, RENAME, Event
 
 _HEADER = struct.Struct("=IiQ")
+_NODE = struct.Struct("=Q")
 _INODE = struct.Struct("=Qqq")
 _ENTRY = struct.Struct("=QII")
 _INVAL_INODE, _INVAL_ENTRY, _INC_EPOCH = 2, 3, 8
@@ -48,6 +49,15 @@ def everything() -> bytes:
 
 def _message(code: int, payload: bytes) -> bytes:
     return _HEADER.pack(_HEADER.size + len(payload), code, 0) + payload
+
+
+def node_of(message: bytes) -> int:
+    """Which node, the lock of which may be taken, a notification is about; 0: about none."""
+    _, code, _ = _HEADER.unpack_from(message)
+    if code == _INC_EPOCH:
+        return 0
+    (node,) = _NODE.unpack_from(message, _HEADER.size)
+    return int(node)
 
 
 def of(event: Event, root_ino: int) -> Iterable[bytes]:
