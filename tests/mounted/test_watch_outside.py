@@ -45,7 +45,7 @@ def assert_index_is_right(mount: Mount) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def settle(mount: Mount, *paths: Path) -> None:
+def settle(*paths: Path) -> None:
     """The kernel was told of all that has happened, twice, and remembers these from then on."""
     time.sleep(2.5)
     for path in paths:
@@ -58,7 +58,7 @@ def test_a_file_is_changed_through_its_name_elsewhere(mount: Mount, elsewhere: P
     other = elsewhere / "file"
     other.hardlink_to(mount.store / "d" / "file")
     wait_until(lambda: seen.stat().st_nlink == 2, "the link")
-    settle(mount, seen)
+    settle(seen)
     for number, size in enumerate((5, 7)):
         with other.open("ab") as file:
             file.write(b"22")
@@ -90,14 +90,14 @@ def test_a_directory_comes_back_changed(
             )
 
         assert look() == ({"kept": 1, "gone": 1, "changed": 1}, 0o755, [True, False])
-        settle(mount)
+        settle()
         (store / "d/moved").rename(elsewhere / "moved")
-        settle(mount)
+        settle()
         (elsewhere / "moved/below/gone").unlink()
         (elsewhere / "moved/below/new").write_bytes(b"22")
         (elsewhere / "moved/below/changed").write_bytes(b"333")
         (elsewhere / "moved/below").chmod(0o711)
-        settle(mount)
+        settle()
         (elsewhere / "moved").rename(store / "d/moved")
         right = ({"kept": 1, "new": 2, "changed": 3}, 0o711, [False, True])
         wait_until(lambda: seen.exists() and look() == right, "what was done to it elsewhere")
@@ -133,13 +133,13 @@ def test_a_directory_above_the_store_is_renamed(mount: Mount) -> None:
     seen = mount.root / "d/file"
     (mount.store / "d/file").write_bytes(b"1")
     wait_until(seen.exists, "the file")
-    settle(mount, seen)
+    settle(seen)
     away = above.parent / "renamed"
     above.rename(away)
     try:
         (away / "store/d/file").write_bytes(b"22")
         wait_until(lambda: seen.stat().st_size == 2, "a change meanwhile")
-        settle(mount, seen)
+        settle(seen)
     finally:
         away.rename(above)
     (mount.store / "d/file").write_bytes(b"333")
@@ -169,7 +169,7 @@ def test_who_holds_a_directory_keeps_nobody_else_waiting(mount: Mount) -> None:
         (mount.store / "d" / name / "file").write_bytes(b"1")
     held, free = mount.root / "d/held", mount.root / "d/free"
     wait_until(lambda: (held / "file").exists() and (free / "file").exists(), "the files")
-    settle(mount, held / "file", free / "file")
+    settle(held / "file", free / "file")
     assert not (free / "new").exists()
     inside = os.open(held / "file", os.O_PATH)
     with (
