@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 GATHERED_S = 20.0
 """What changes in this time after a first change is on the same line."""
 EXAMPLES = 5
+LONGEST_EXAMPLE_BYTES = 4096
+"""Paths that are longer are counted, and not named."""
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -53,6 +55,8 @@ class Histories:
             session = self._sessions.setdefault(name, _Session(now_s))
             session.counts[event] += 1
             below = b"/".join(parts[SESSION_DEPTH:])
+            if len(below) > LONGEST_EXAMPLE_BYTES:
+                continue
             if len(session.examples) < EXAMPLES and below not in session.examples:
                 session.examples.append(below)
 

@@ -21,7 +21,13 @@ from modamafs.config import load_config
 from modamafs.errors import Busy, ConfigurationError, DamagedRecord, InvalidRequest
 from modamafs.model import RECORDS, SealState
 from modamafs.store.backing import Store
-from modamafs.store.records import append_line, open_records, read_record
+from modamafs.store.records import (
+    append_line,
+    open_below,
+    open_plain,
+    open_records,
+    read_record,
+)
 from modamafs.store.seals import SEALS, covering
 
 HISTORY = b"history.jsonl"
@@ -42,6 +48,7 @@ MISSING_KEYS: dict[str, Any] = {
 """What a record of an earlier version does not say."""
 SESSION_DEPTH = 3
 """AREA/PROJECT/SESSION."""
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Place:
@@ -79,11 +86,10 @@ class Place:
         os.close(self.parent_fd)
 
     def _open(self, parts: list[bytes]) -> tuple[int, int]:
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         parent = os.dup(self.store.root_fd)
         for depth, part in enumerate(parts, 1):
             try:
-                fd = os.open(part, flags, dir_fd=parent)
+                fd = os.open(part, _DIRECTORY, dir_fd=parent)
             except OSError as error:
                 os.close(parent)
                 shown = os.fsdecode(b"/".join(parts[:depth]))
@@ -129,12 +135,17 @@ class Place:
             fd = open_records(self.parent_fd, RECORDS, SEALS)
         else:
             try:
-                fd = os.open(
-                    RECORDS + b"/" + SEALS, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self.parent_fd
-                )
+                above = open_below(self.parent_fd, RECORDS)
             except FileNotFoundError:
                 yield None
                 return
+            try:
+                fd = os.open(SEALS, _DIRECTORY, dir_fd=above)
+            except FileNotFoundError:
+                yield None
+                return
+            finally:
+                os.close(above)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -176,7 +187,7 @@ class Place:
 
 def _last_line(fd: int) -> dict[str, Any] | None:
     try:
-        history = os.open(HISTORY, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        history = open_plain(fd, HISTORY)
     except FileNotFoundError:
         return None
     with open(history, "rb") as file:

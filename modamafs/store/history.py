@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from modamafs.model import RECORDS
 from modamafs.store.backing import Store, path_of
-from modamafs.store.records import open_records
+from modamafs.store.records import open_below, open_records
 
 HISTORY = b"history"
 KEPT = b"records"
@@ -26,15 +26,19 @@ class Kept:
         self._place = place
 
     def put_back(self) -> None:
-        """The directory was not removed after all. OSError: ENOENT, it is gone."""
+        """The directory was not removed after all.
+
+        OSError: ENOENT, it is gone; ENOTDIR, symbolic links lead to where it was.
+        """
         if self._place is None:
             return
         place = os.open(self._place, _DIRECTORY, dir_fd=self._store.root_fd)
         try:
-            there = os.readlink(PATH, dir_fd=place)
-            os.rename(
-                KEPT, there + b"/" + RECORDS, src_dir_fd=place, dst_dir_fd=self._store.root_fd
-            )
+            there = open_below(self._store.root_fd, os.readlink(PATH, dir_fd=place))
+            try:
+                os.rename(KEPT, RECORDS, src_dir_fd=place, dst_dir_fd=there)
+            finally:
+                os.close(there)
             os.unlink(PATH, dir_fd=place)
         finally:
             os.close(place)

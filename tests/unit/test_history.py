@@ -96,6 +96,17 @@ def test_what_is_gone_gets_nothing_back(store: Store, session: Path) -> None:
     assert sorted(os.listdir(place)) == ["path", "records"], "they are kept all the same"
 
 
+def test_nothing_is_put_back_through_a_link(store: Store, session: Path) -> None:
+    records = keep_of(store, session)
+    elsewhere = store.path / "private"
+    (elsewhere / "session").mkdir(parents=True)
+    session.parent.rename(store.path / "moved")
+    session.parent.symlink_to(elsewhere)
+    with pytest.raises(NotADirectoryError):
+        records.put_back()
+    assert os.listdir(elsewhere / "session") == []
+
+
 @pytest.mark.parametrize("below", [[], ["seals"], ["seals", "other"]])
 def test_records_that_hold_nothing_are_removed(store: Store, below: list[str]) -> None:
     directory = store.path / "area"

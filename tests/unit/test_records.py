@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from modamafs.store import records
 from modamafs.store.records import (
     append_line,
     new_record,
+    open_below,
     open_records,
+    open_sole,
     read_record,
     remove_record,
     write_record,
@@ -82,8 +85,9 @@ def test_symbolic_links_are_not_followed(tmp_path: Path, directory: int) -> None
         (tmp_path / name).symlink_to(target)
     with pytest.raises(OSError, match="symbolic"):
         read_record(directory, b"x.json")
-    with pytest.raises(OSError, match="symbolic"):
-        write_record(directory, b"x.json", {})
+    write_record(directory, b"x.json", {})
+    assert read_record(directory, b"x.json") == {}
+    assert not (tmp_path / "x.json").is_symlink(), "its place is taken, as that of any other"
     with pytest.raises(OSError, match="symbolic"):
         append_line(directory, b"history", {})
     assert target.read_text() == '{"own": true}'
@@ -177,6 +181,107 @@ def test_a_line_is_appended_whole_or_it_is_an_error(tmp_path: Path, directory: i
 
     with pytest.raises(OSError, match=r"."):
         limited(size_bytes + 20, append)
+
+
+def in_time(function: Callable[[], Any]) -> Any:
+    """Call it where waiting for ever ends, with an error."""
+
+    def limit_and_call() -> Any:
+        signal.alarm(20)
+        return function()
+
+    return in_child(limit_and_call)
+
+
+def test_lines_are_not_given_to_who_waits_for_them(tmp_path: Path, directory: int) -> None:
+    path = tmp_path / "history"
+    os.mkfifo(path, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    with pytest.raises(OSError, match="no regular file") as raised:
+        in_time(lambda: append_line(directory, b"history", {}))
+    assert raised.value.errno == errno.EINVAL
+    with pytest.raises(BlockingIOError):
+        os.read(fd, 1)
+    os.close(fd)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("kind", ["directory", "socket"])
+def test_lines_are_appended_to_files_only(tmp_path: Path, directory: int, kind: str) -> None:
+    if kind == "directory":
+        (tmp_path / "history").mkdir()
+    else:
+        os.mknod(tmp_path / "history", stat.S_IFSOCK | 0o600)
+    with pytest.raises(OSError, match=r"."):
+        append_line(directory, b"history", {})
+
+
+@pytest.mark.parametrize("name", [b"history", b"x.json.new"])
+def test_the_file_of_somebody_else_stays_as_it_is(
+    tmp_path: Path, directory: int, name: bytes
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("nobody's business\n")
+    secret.chmod(0o600)
+    os.link(secret, name, dst_dir_fd=directory)
+    if name == b"history":
+        with pytest.raises(OSError, match="other names") as raised:
+            append_line(directory, name, {})
+        assert raised.value.errno == errno.EMLINK
+    else:
+        write_record(directory, b"x.json", {"own": 1})
+        assert read_record(directory, b"x.json") == {"own": 1}
+    assert secret.read_text() == "nobody's business\n"
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+def test_nobody_is_waited_for_where_a_record_is_written(tmp_path: Path, directory: int) -> None:
+    os.mkfifo(tmp_path / "x.json.new")
+    in_time(lambda: write_record(directory, b"x.json", {"own": 1}))
+    assert read_record(directory, b"x.json") == {"own": 1}
+
+
+def test_a_history_is_for_everybody_unless_it_was_not(tmp_path: Path, directory: int) -> None:
+    path = tmp_path / "history"
+
+    def append_with_umask() -> None:
+        os.umask(0o077)
+        append_line(directory, b"history", {})
+
+    in_child(append_with_umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    path.chmod(0o640)
+    append_line(directory, b"history", {})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_record_without_end_is_none(
+    tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.json").write_text('{"padding": "' + "x" * 5000 + '"}')
+    assert read_record(directory, b"x.json")
+    monkeypatch.setattr(records, "LARGEST_BYTES", 5000)
+    with pytest.raises(ValueError, match="larger than"):
+        read_record(directory, b"x.json")
+
+
+def test_what_is_read_as_one_file_has_one_name(tmp_path: Path, directory: int) -> None:
+    (tmp_path / "x").touch()
+    os.close(open_sole(directory, b"x"))
+    os.link(tmp_path / "x", tmp_path / "y")
+    with pytest.raises(OSError, match="other names"):
+        open_sole(directory, b"x")
+
+
+def test_no_link_leads_to_a_directory_below(tmp_path: Path, directory: int) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a")
+    fd = open_below(directory, b"a/b")
+    assert os.fstat(fd).st_ino == (tmp_path / "a/b").stat().st_ino
+    os.close(fd)
+    for path in (b"link", b"link/b"):
+        with pytest.raises(NotADirectoryError):
+            open_below(directory, path)
 
 
 def test_directories_for_records_are_made_once(tmp_path: Path, directory: int) -> None:
