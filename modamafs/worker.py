@@ -230,11 +230,17 @@ def commands(
     """What the control socket answers."""
 
     async def status(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
-        return {
+        facts = {
             **session.facts(),
+            "watching": watch.is_watching,
+            "index": index.for_anybody(watch.index),
+        }
+        if peer.uid != 0:
+            return facts
+        return {
+            **facts,
             "open_handles": len(tree.handles),
             "sealed_trees": len(tree.seals.listed()),
-            "watching": watch.is_watching,
             "index": watch.index,
         }
 

@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from modamafs.control.searchers import Searchers
-from modamafs.control.server import Command
+from modamafs.control.server import Command, Question
 from modamafs.control.watch import Watch
 from modamafs.errors import InvalidRequest, NotPermitted, NotSupported
 from modamafs.index.sessions import IndexedSession, SessionReader
@@ -22,6 +22,10 @@ VIEWS_PATIENCE_S = 0.25
 """For the index, of who looks at views: then the store itself is asked."""
 LONGEST_WAIT_S = 60
 """For changes; who wants to wait longer asks again."""
+BEHIND = {
+    "state": "catching up",
+    "message": "the index lags behind what happens on the store; results may be old",
+}
 
 
 def sessions_of(watch: Watch, directory: Path) -> Callable[[], list[IndexedSession] | None]:
@@ -39,6 +43,12 @@ def sessions_of(watch: Watch, directory: Path) -> Callable[[], list[IndexedSessi
     return ask
 
 
+def for_anybody(state: dict[str, Any]) -> dict[str, Any]:
+    """What ``status`` says of the index, without numbers that rise with what is done in private."""
+    is_well = state.get("state") == "ok"
+    return {"state": state.get("state"), "message": "" if is_well else state.get("message", "")}
+
+
 def commands(
     tree: Tree, watch: Watch, searchers: Searchers, directory: Path | None
 ) -> dict[str, Command]:
@@ -54,17 +64,20 @@ def commands(
                 "this mount shows everything as one user's: use a mount of the whole store"
             )
 
-    async def find(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
-        check()
-        if not arguments.get("after"):
-            await watch.sync()
-        found = await searchers.ask("find", arguments, peer)
-        state = watch.index.get("state")
-        if state not in ("ok", "elsewhere", None):
-            found["state"] = {"state": state, "message": watch.index.get("message", "")}
-        return found
+    def state(*, is_current: bool) -> dict[str, Any] | None:
+        """What to say of the index; None: what it says of itself."""
+        known = watch.index.get("state")
+        if known not in ("ok", "elsewhere", None):
+            return {"state": known, "message": watch.index.get("message", "")}
+        return None if is_current else BEHIND
 
-    async def changes(arguments: dict[str, Any], peer: Caller) -> dict[str, Any]:
+    async def find(arguments: dict[str, Any], peer: Caller) -> bytearray:
+        check()
+        is_current = bool(arguments.get("after")) or await watch.sync()
+        found = await searchers.ask("find", arguments, peer, state(is_current=is_current))
+        return found.line
+
+    async def changes(arguments: dict[str, Any], peer: Caller) -> bytearray:
         """Those since a position; where there are none, it is waited for them, if so wished."""
         check()
         wait_s = arguments.pop("wait_s", 0)
@@ -75,11 +88,12 @@ def commands(
         while True:
             found = await searchers.ask("changes", arguments, peer)
             left_s = deadline_s - trio.current_time()
-            if found["changes"] or found["lost"] or arguments.get("since") is None or left_s <= 0:
-                return found
-            if found["position"] == arguments["since"]:
+            position = found.told.get("empty_until")
+            if position is None or arguments.get("since") is None or left_s <= 0:
+                return found.line
+            if position == arguments["since"]:
                 await watch.news(left_s)
-            arguments["since"] = found["position"]  # past what the caller may not see
+            arguments["since"] = position  # past what the caller may not see
 
     async def sync(arguments: dict[str, Any], peer: Caller) -> bool:
         """Whether everything that has happened on the store by now is noticed."""
@@ -92,4 +106,9 @@ def commands(
         await watch.rebuild()
         return watch.index
 
-    return {"find": find, "changes": changes, "sync": sync, "index-rebuild": rebuild}
+    return {
+        "find": Question(find),
+        "changes": Question(changes),
+        "sync": Question(sync),
+        "index-rebuild": rebuild,
+    }

@@ -12,9 +12,10 @@ import os
 import sqlite3
 import struct
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from blake3 import blake3
@@ -22,7 +23,7 @@ from blake3 import blake3
 from modamafs.errors import ModamaError
 from modamafs.store.backing import Store
 
-VERSION = 1
+VERSION = 2
 """Of schema.sql, in ``PRAGMA user_version``."""
 FILE = "index.db"
 LOCK = "writer.lock"
@@ -42,6 +43,10 @@ JOURNAL_LIMIT_BYTES = 64 << 20
 LEAST_FREE_BYTES = 32 << 20
 """With less on the disk nothing is written: others need it more, and SQLite maps a file into
 memory, which is fatal where there are no blocks for it."""
+LARGEST_TRANSACTION = 50_000
+"""Rows that are written; a transaction that writes more is ended, and another one begun."""
+TORN = "torn"
+"""In ``info``: 1 while only a part of such a transaction is in the file."""
 
 
 class NotIndexed(ModamaError):
@@ -92,6 +97,67 @@ def lock_writer(directory: Path) -> int | None:
     return fd
 
 
+class Writer(sqlite3.Connection):
+    """A connection whose transactions have an end, however much is written in one: see ``writing``.
+
+    What is written in a single statement is never divided.
+    """
+
+    directory: Path
+    """In which there has to be room on the disk."""
+    _counted_from: int | None = None
+    """``total_changes`` when the transaction began; None: there is none of ``writing``."""
+    is_torn = False
+    """The file has only a part of what was begun, and can't be made right by looking again."""
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """A transaction, taken back if the block raises. sqlite3.Error; Trouble: no room is left.
+
+        Where more than ``LARGEST_TRANSACTION`` rows are written it is ended in between, with a mark
+        that it is not whole; who finds that mark on opening makes the file anew.
+        """
+        super().execute("BEGIN IMMEDIATE")
+        self._counted_from = self.total_changes
+        try:
+            yield
+            if self.is_torn:
+                super().execute("DELETE FROM info WHERE key = ?", (TORN,))
+            super().execute("COMMIT")
+        except BaseException:
+            self._counted_from = None
+            if self.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    super().execute("ROLLBACK")
+            raise
+        self._counted_from = None
+        self.is_torn = False
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        """As in sqlite3."""
+        self._divide()
+        return super().execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Iterable[Any], /) -> sqlite3.Cursor:
+        """As in sqlite3."""
+        self._divide()
+        return super().executemany(sql, parameters)
+
+    def _divide(self) -> None:
+        if (
+            self._counted_from is None
+            or self.total_changes - self._counted_from < LARGEST_TRANSACTION
+        ):
+            return
+        expect_room(self.directory)
+        if not self.is_torn:
+            super().execute("INSERT OR REPLACE INTO info VALUES (?, 1)", (TORN,))
+            self.is_torn = True
+        super().execute("COMMIT")
+        super().execute("BEGIN IMMEDIATE")
+        self._counted_from = self.total_changes
+
+
 class Database:
     """The file, open for writing; made, or made anew, where it is missing or can't be used."""
 
@@ -104,7 +170,7 @@ class Database:
             directory.chmod(0o700)
         except OSError as error:
             raise Trouble(f"{directory} can't be made: {error.strerror}") from None
-        expect_room(directory)
+        make_room(directory)
         try:
             self._open()
         except Trouble as trouble:
@@ -112,6 +178,18 @@ class Database:
                 raise
             set_aside(directory, NEWER if trouble.newer else DAMAGED)
             self._open()
+        if self._is_torn():
+            self.close()
+            remove(directory)
+            self._open()
+
+    def _is_torn(self) -> bool:
+        try:
+            found = self.connection.execute("SELECT 1 FROM info WHERE key = ?", (TORN,)).fetchone()
+        except sqlite3.Error as error:
+            self.connection.close()
+            raise trouble_of(error) from None
+        return found is not None
 
     def _open(self) -> None:
         try:
@@ -143,7 +221,9 @@ class Database:
                 isolation_level=None,
                 check_same_thread=False,
                 cached_statements=256,
+                factory=Writer,
             )
+            self.connection.directory = self.directory
         except sqlite3.Error as error:
             raise trouble_of(error) from None
         try:
@@ -227,9 +307,35 @@ class Database:
         expect_room(self.directory)
 
     def close(self) -> None:
-        """Close it; never fails."""
+        """Close it; never fails. A large write-ahead log goes, where nobody reads it just now."""
+        with contextlib.suppress(sqlite3.Error):
+            if _size_of_log(self.directory) > JOURNAL_LIMIT_BYTES:
+                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         with contextlib.suppress(sqlite3.Error):
             self.connection.close()
+
+
+def make_room(directory: Path) -> None:
+    """Trouble: the disk is as good as full, also without what was set aside as damaged.
+
+    If it is what a large transaction has left behind that takes the room, all of the index goes:
+    SQLite can't shorten its log without opening the file. Only for who holds the writer's lock.
+    """
+    with contextlib.suppress(Trouble):
+        expect_room(directory)
+        return
+    with contextlib.suppress(OSError):
+        _remove_one(directory / DAMAGED)
+    if _size_of_log(directory) > JOURNAL_LIMIT_BYTES:
+        remove(directory)
+    expect_room(directory)
+
+
+def _size_of_log(directory: Path) -> int:
+    try:
+        return (directory / (FILE + "-wal")).lstat().st_size
+    except OSError:
+        return 0
 
 
 def expect_room(directory: Path) -> None:
@@ -265,11 +371,15 @@ def remove(directory: Path) -> None:
     """Remove the file, for a new one. Trouble: impossible."""
     path = directory / FILE
     try:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        _remove_beside(path)
+        _remove_one(path)
     except OSError as error:
         raise Trouble(f"{path} can't be removed: {error.strerror}") from None
+
+
+def _remove_one(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    _remove_beside(path)
 
 
 def _remove_beside(path: Path) -> None:

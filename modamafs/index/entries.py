@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from modamafs.extraction.wanted import is_wanted
-from modamafs.index.changes import Hint, Journal
+from modamafs.index.changes import Hint, Journal, Site, site_of
 from modamafs.index.described import Descriptions, Resealed
 from modamafs.index.nodes import DEPTH_OF_PROJECTS, DEPTH_OF_SESSIONS, Context, Node, Nodes
 from modamafs.index.scan import (
@@ -84,7 +84,7 @@ class Entries:
         self._dirty: dict[Place, Hint] = {}
         self._inodes: dict[int, Hint] = {}
         self._appeared: list[tuple[int, Seen, Hint]] = []
-        self._vanished: dict[int, tuple[Node, Hint, bytes | None]] = {}
+        self._vanished: dict[int, tuple[Node, Hint, Site | None]] = {}
         self._replaced: dict[Place, Node] = {}
         self._to_read: list[tuple[int, int]] = []
         self._looked: set[Place] = set()
@@ -273,7 +273,7 @@ class Entries:
             self._replace(old, found, hint)
 
     def _vanish(self, old: Node, hint: Hint) -> None:
-        self._vanished[old.id] = (old, hint, self.nodes.path(old))
+        self._vanished[old.id] = (old, hint, site_of(self.nodes, old.parent, old.name))
         if old.nlink > 1 and not old.is_directory:
             self.inode(old.ino, hint)
 
@@ -409,7 +409,7 @@ class Entries:
         return True
 
     def _move(self, row: Node, directory: int, found: Seen, context: Context, hint: Hint) -> None:
-        original, _, old_path = self._vanished.pop(row.id)
+        original, _, was = self._vanished.pop(row.id)
         self._replaced.pop((original.parent, original.name), None)
         session = original.session if original.ino != original.session else None
         self._rename_metadata(original)
@@ -443,7 +443,7 @@ class Entries:
             self._rename_metadata(moved._replace(session=context.session))
             self._record(directory, found.name, found.kind)
         if not self.is_quiet:
-            self.journal.note(hint, "moved", directory, found.name, found.kind, old_path)
+            self.journal.note(hint, "moved", directory, found.name, found.kind, was)
 
     def _add(
         self, directory: int, found: Seen, context: Context, hint: Hint, *, has_other_names: bool
@@ -509,15 +509,15 @@ class Entries:
         if self._dirty:
             return True
         vanished, self._vanished = self._vanished, {}
-        for node, hint, path in sorted(vanished.values(), key=lambda one: one[0].is_directory):
-            self._remove(node, hint, path)
+        for node, hint, was in sorted(vanished.values(), key=lambda one: one[0].is_directory):
+            self._remove(node, hint, was)
         return bool(self._dirty or self._inodes or self._appeared)
 
-    def _remove(self, node: Node, hint: Hint, path: bytes | None) -> None:
+    def _remove(self, node: Node, hint: Hint, was: Site | None) -> None:
         if self.differs is not None:
             self.differs(node.parent, as_bytes(node.name), 0)
-        if not self.is_quiet and hint.event and path is not None:
-            self.journal.note_removed(hint, path, node.kind)
+        if not self.is_quiet and hint.event and was is not None:
+            self.journal.note_removed(hint, was, node.kind)
         self._rename_metadata(node)
         if self._replaced.get((node.parent, node.name)) is node:
             del self._replaced[node.parent, node.name]

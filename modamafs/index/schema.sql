@@ -126,13 +126,19 @@ CREATE TABLE records (
 CREATE INDEX records_subject ON records (subject) WHERE subject IS NOT NULL;
 
 -- What has changed, in order. Paths are relative to the store, as they were then. The oldest are
--- forgotten after a while.
+-- forgotten after a while. "directory" is what the entry lay in then: who may be told of it now is
+-- asked of that one, and not of what has got its path since.
 CREATE TABLE changes (
   position INTEGER PRIMARY KEY AUTOINCREMENT,
   at_ns INTEGER NOT NULL,
   event TEXT NOT NULL,          -- created, modified, attributes, removed, moved; lost: some unknown
-  path NOT NULL,
+  path NOT NULL,                -- "modified", of a directory: what is too deep for a path has changed
+  directory INTEGER,            -- inode number; NULL: not known
+  generation INTEGER,           -- of that inode
   old_path,                     -- of "moved"; NULL: from outside the store
+  old_directory INTEGER,
+  old_generation INTEGER,
   kind TEXT,                    -- as in nodes
-  outside INTEGER NOT NULL      -- 1: not made through a mount of modamafs
+  outside INTEGER NOT NULL,     -- 1: not made through a mount of modamafs
+  up_to_bytes INTEGER NOT NULL  -- how long the paths of this row and of all before it are together
 );

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from modamafs.index.database import VERSION
 from modamafs.store.backing import Store
 
 KINDS = {
@@ -29,7 +30,7 @@ class Indexed:
         self.connection = sqlite3.connect(path, isolation_level=None)
         schema = resources.files("modamafs.index").joinpath("schema.sql").read_text()
         self.connection.executescript(schema)
-        self.connection.execute("PRAGMA user_version = 1")
+        self.connection.execute(f"PRAGMA user_version = {VERSION}")
         self.look()
 
     def look(self) -> None:

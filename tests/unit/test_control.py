@@ -10,6 +10,7 @@ import logging
 import os
 import queue
 import socket
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ from modamafs.control.protocol import (
 )
 from modamafs.errors import InvalidRequest, ModamaError, NotMounted, Sealed
 from modamafs.model import Caller
+from tests.support.mounts import wait_until
+from tests.support.users import BOB, STRANGER, User, acting_as
 
 Ask = Callable[..., Any]
 
@@ -51,23 +54,59 @@ async def crash(_arguments: dict[str, Any], _peer: Caller) -> None:
     raise KeyError("a bug")
 
 
+async def lose(_arguments: dict[str, Any], _peer: Caller) -> None:
+    raise OSError(errno.EBADF, "Bad file descriptor", 5)
+
+
+async def say(arguments: dict[str, Any], _peer: Caller) -> bytes:
+    return encode_result("x" * arguments.get("size", 0))
+
+
 COMMANDS: dict[str, server.Command] = {
     "echo": echo,
     "refuse": refuse,
     "miss": miss,
     "crash": crash,
+    "lose": lose,
+    "say": say,
 }
 
 
+class Doings:
+    """Something that lasts until it is let go, as a question and as work."""
+
+    def __init__(self) -> None:
+        self.heard: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._is_over = trio.Event()
+        self.commands: dict[str, server.Command] = {
+            "ask": server.Question(self._last),
+            "work": self._last,
+            "let-go": self._let_go,
+        }
+
+    async def _last(self, _arguments: dict[str, Any], _peer: Caller) -> str:
+        self.heard.put("begun")
+        try:
+            await self._is_over.wait()
+        except trio.Cancelled:
+            self.heard.put("given up")
+            raise
+        self.heard.put("done")
+        return "done"
+
+    async def _let_go(self, _arguments: dict[str, Any], _peer: Caller) -> None:
+        self._is_over.set()
+
+
 @contextlib.contextmanager
-def serving(path: Path) -> Iterator[None]:
+def serving(path: Path, commands: dict[str, server.Command] = COMMANDS) -> Iterator[None]:
     """A server in a thread of its own, for as long as a block lasts."""
     started: queue.SimpleQueue[tuple[trio.lowlevel.TrioToken, trio.CancelScope]]
     started = queue.SimpleQueue()
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(server.serve, path, COMMANDS)
+            await nursery.start(server.serve, path, commands)
             started.put((trio.lowlevel.current_trio_token(), nursery.cancel_scope))
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -129,18 +168,24 @@ def test_a_bug_is_logged_and_told_from_a_refusal(
 
 
 def test_unknown_commands_are_refused(ask: Ask) -> None:
-    with pytest.raises(ModamaError, match="there is crash, echo, miss, refuse") as refused:
+    with pytest.raises(
+        ModamaError, match="there is crash, echo, lose, miss, refuse, say"
+    ) as refused:
         ask("sael")
     assert refused.value.errno == errno.EINVAL
 
 
 @contextlib.contextmanager
-def connection(runtime: Path) -> Iterator[socket.socket]:
+def connection(runtime: Path, user: User | None = None) -> Iterator[socket.socket]:
+    """``user``: whose it is, if not our own."""
+    if user is not None and os.geteuid() != 0:
+        pytest.skip("needs root, to be somebody else")
     directory = os.open(runtime, os.O_PATH)
     try:
         with socket.socket(socket.AF_UNIX) as connected:
             connected.settimeout(10)
-            connected.connect(f"/proc/self/fd/{directory}/{SOCKET}")
+            with acting_as(user) if user else contextlib.nullcontext():
+                connected.connect(f"/proc/self/fd/{directory}/{SOCKET}")
             yield connected
     finally:
         os.close(directory)
@@ -194,18 +239,148 @@ def test_clients_that_leave_are_no_trouble(runtime: Path, ask: Ask) -> None:
     assert (ask("echo"))["arguments"] == {}
 
 
+def served(stream: socket.socket) -> bool:
+    """Whether it is answered; False: there are too many."""
+    with contextlib.suppress(BrokenPipeError):
+        stream.sendall(b'{"command": "say"}\n')
+    answer = decode_line(stream.makefile("rb").readline())
+    assert answer["ok"] or "too many connections" in answer["message"]
+    return bool(answer["ok"])
+
+
+def decode_line(line: bytes) -> dict[str, Any]:
+    answer = json.loads(line)
+    assert isinstance(answer, dict)
+    return answer
+
+
 def test_there_is_a_limit_of_connections(
     runtime: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS_LIMIT", 1)
+    monkeypatch.setattr(server, "CONNECTIONS_OF_ONE", 1)
+    monkeypatch.setattr(server, "CONNECTIONS_OF_ROOT", 1)
     with connection(runtime) as stream:
-        stream.sendall(b'{"command": "echo"}\n')
-        assert stream.recv(65536)
+        assert served(stream)
         with pytest.raises(ModamaError, match="too many connections"):
             ask("echo")
         stream.shutdown(socket.SHUT_WR)
         assert stream.recv(65536) == b""
     assert ask("echo")
+
+
+def test_one_user_does_not_keep_the_others_out(runtime: Path, ask: Ask) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(server.CONNECTIONS_OF_ONE):
+            assert served(stack.enter_context(connection(runtime, STRANGER)))
+        for _ in range(server.CONNECTIONS_LIMIT):
+            with connection(runtime, STRANGER) as stream:
+                assert not served(stream)
+        with connection(runtime, BOB) as stream:
+            assert served(stream)
+        assert ask("echo")
+
+
+def test_all_users_together_do_not_keep_root_out(
+    runtime: Path, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS_LIMIT", 1)
+    with connection(runtime, STRANGER) as one:
+        assert served(one)
+        with connection(runtime, BOB) as other:
+            assert not served(other)
+        assert ask("echo")
+
+
+def test_who_does_not_take_the_answer_is_sent_away(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS_OF_ONE", 1)
+    monkeypatch.setattr(server, "CONNECTIONS_OF_ROOT", 1)
+    monkeypatch.setattr(server, "SEND_TIMEOUT_S", 0.05)
+
+    def is_answered() -> bool:
+        with connection(runtime) as stream:
+            return served(stream)
+
+    with connection(runtime) as stuck:
+        stuck.sendall(b'{"command": "say", "arguments": {"size": 8000000}}\n')
+        assert stuck.recv(1) == b"{"
+        wait_until(is_answered, "the place of who takes nothing", 10)
+
+
+def test_who_takes_for_ever_to_ask_is_sent_away(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "IDLE_TIMEOUT_S", 0.3)
+    with connection(runtime) as stream, pytest.raises((BrokenPipeError, ConnectionResetError)):
+        for _ in range(60):
+            stream.sendall(b" ")
+            time.sleep(0.05)
+
+
+def test_a_question_is_given_up_with_its_client(tmp_path: Path) -> None:
+    doings = Doings()
+    with serving(tmp_path / SOCKET, doings.commands):
+        with connection(tmp_path) as stream:
+            stream.sendall(b'{"command": "ask"}\n{"command": "work"}\n')
+            assert doings.heard.get(timeout=10) == "begun"
+        assert doings.heard.get(timeout=10) == "given up"
+        with pytest.raises(queue.Empty):  # and what else it has sent is not begun
+            doings.heard.get(timeout=0.2)
+
+
+def test_work_is_not_given_up_with_its_client(tmp_path: Path) -> None:
+    doings = Doings()
+    with serving(tmp_path / SOCKET, doings.commands):
+        with connection(tmp_path) as stream:
+            stream.sendall(b'{"command": "work"}\n')
+            assert doings.heard.get(timeout=10) == "begun"
+        client.call(tmp_path, "let-go", timeout_s=10)
+        assert doings.heard.get(timeout=10) == "done"
+
+
+def test_who_has_said_everything_still_gets_an_answer(tmp_path: Path) -> None:
+    doings = Doings()
+    with serving(tmp_path / SOCKET, doings.commands), connection(tmp_path) as stream:
+        stream.sendall(b'{"command": "ask"}\n')
+        stream.shutdown(socket.SHUT_WR)
+        assert doings.heard.get(timeout=10) == "begun"
+        client.call(tmp_path, "let-go", timeout_s=10)
+        [answer] = everything(stream)
+    assert answer == {"ok": True, "result": "done"}
+
+
+def test_more_groups_than_fit_of_somebody_unknown(runtime: Path, ask: Ask) -> None:
+    nobody = User(54321, 54322, tuple(range(50_000, 50_300)))
+    with connection(runtime, nobody) as stream:
+        stream.sendall(b'{"command": "echo"}\n')
+        peer = decode_line(stream.makefile("rb").readline())["result"]["peer"]
+    assert (peer["uid"], peer["groups"]) == (54321, [54322])
+    assert ask("echo")
+
+
+def test_a_defect_ends_no_more_than_its_connection(
+    ask: Ask, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One for which there are no words: the name of its file is a number."""
+    with pytest.raises(ModamaError, match="internal error") as refused:
+        ask("lose")
+    assert refused.value.errno == errno.EIO
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert ask("echo")
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"path": "a\0b"}, {"path": "\ud800"}, {"path": ["\ud800"]}, {"name": "a\udfff"}]
+)
+def test_what_is_no_text_is_refused(
+    ask: Ask, arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ModamaError) as refused:
+        ask("echo", arguments)
+    assert refused.value.errno == errno.EINVAL
+    assert "\n" not in refused.value.message
+    assert not caplog.records
 
 
 def test_who_says_nothing_is_sent_away(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
