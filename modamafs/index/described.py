@@ -7,16 +7,28 @@ may raise sqlite3.Error.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from modamafs.extraction.cache import name_of
 from modamafs.index.nodes import DEPTH_OF_PROJECTS, DEPTH_OF_SESSIONS, Nodes
-from modamafs.index.records import JSON, METADATA, Described, Metadata, Place, merged
+from modamafs.index.records import (
+    DAMAGED,
+    JSON,
+    METADATA,
+    Described,
+    Metadata,
+    Place,
+    merged,
+)
 from modamafs.index.scan import PATH_FLAGS, Name, as_bytes, as_name, open_directory
 from modamafs.store._volume import Volume
+
+log = logging.getLogger(__name__)
 
 PROJECT = "project"
 SESSION = "session"
@@ -27,6 +39,8 @@ _OWN = {
     DEPTH_OF_SESSIONS: (SESSION, b"session.json"),
 }
 _TABLES = {PROJECT: "projects", SESSION: "sessions"}
+HASHES_AT_ONCE = 10_000
+"""In one statement: between two of them, a large transaction is written."""
 
 
 class Resealed(NamedTuple):
@@ -142,11 +156,22 @@ class Descriptions:
     def _unseal(self, directory: int, name: Name) -> None:
         self._unknow(directory, SEAL, name)
         self._connection.execute("DELETE FROM seals WHERE parent=? AND name=?", (directory, name))
-        self._connection.execute("DELETE FROM hashes WHERE parent=? AND seal=?", (directory, name))
+        self._forget_hashes(directory, name)
+
+    def _forget_hashes(self, directory: int, name: Name) -> None:
+        execute = self._connection.execute
+        where = "FROM hashes WHERE parent=? AND seal=?"
+        while end := execute(
+            f"SELECT path {where} ORDER BY path LIMIT 1 OFFSET ?", (directory, name, HASHES_AT_ONCE)
+        ).fetchone():
+            execute(f"DELETE {where} AND path<?", (directory, name, *end))
+        execute(f"DELETE {where}", (directory, name))
 
     def _reseal(self, place: Place, directory: int, name: Name, stamp: str) -> Iterator[Resealed]:
         raw = as_bytes(name)
         row = place.seal(raw)
+        if row.state == DAMAGED:
+            log.info("index-seal-damaged directory=%d name=%r", directory, raw)
         before = self._connection.execute(
             "SELECT state, content_hash, sealed_at, sealed_by, file_count, size_bytes FROM seals"
             " WHERE parent=? AND name=?",
@@ -156,12 +181,14 @@ class Descriptions:
         self._connection.execute(
             "INSERT OR REPLACE INTO seals VALUES (?,?,?,?,?,?,?,?)", (directory, name, *row)
         )
-        self._connection.execute("DELETE FROM hashes WHERE parent=? AND seal=?", (directory, name))
+        self._forget_hashes(directory, name)
         if has_manifest(row.state):
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO hashes VALUES (?,?,?,?)",
-                ((directory, name, path, digest) for path, digest in place.hashes(raw)),
-            )
+            hashes = place.hashes(raw)
+            while some := list(islice(hashes, HASHES_AT_ONCE)):
+                self._connection.executemany(
+                    "INSERT OR REPLACE INTO hashes VALUES (?,?,?,?)",
+                    ((directory, name, path, digest) for path, digest in some),
+                )
         if before != row:
             yield Resealed(directory, name, row.state)
 

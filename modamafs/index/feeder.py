@@ -29,6 +29,14 @@ LOOK_S = 1.0
 POLL_S = 10.0
 """Without a watch: how long after having looked at everything it is done again, at least; it never
 takes more than a tenth of the time."""
+MOST_FED = 100_000
+"""Changes that wait for the thread; more, and everything is looked at instead."""
+LATE_S = 5.0
+"""What was fed is late when it is not in the index after so long, which is said."""
+LATE = {
+    "state": "catching up",
+    "message": "what has changed for a while is not in the index yet",
+}
 AFTER_DEFECT_S = 5.0
 NICENESS = 15
 """Of the thread: what people wait for goes first."""
@@ -77,7 +85,14 @@ class Feeder:
         self._index: Index | None = None
         self._histories = Histories(store) if histories else None
         self._lock_fd: int | None = None
+        self._telling = threading.Lock()
         self._said: dict[str, Any] = {}
+        self._state: dict[str, Any] = {}
+        """What the thread has to say; what is said may be that it is late."""
+        self._waits_since_s: float | None = None
+        """How long there has been something that the thread has not taken yet."""
+        self._works_since_s: float | None = None
+        """The same of what it has taken, and not got through."""
         self._looked_at_all_s = 0.0
         self._pause_s = POLL_S
         self._thread = threading.Thread(target=self._run, name="index", daemon=True)
@@ -95,19 +110,38 @@ class Feeder:
         """Begin. ``polling``: nobody will feed it; it has to look by itself."""
         self._polling = polling
         self._thread.start()
+        threading.Thread(target=self._look_for_lateness, name="index-late", daemon=True).start()
 
     def feed(self, changes: Sequence[Change], end: int) -> None:
-        """Something may have changed; with it, all up to ``end`` was said."""
+        """Something may have changed; with it, all up to ``end`` was said.
+
+        Where the thread has not got through ``MOST_FED`` changes, these are dropped and anything
+        may have changed.
+        """
         with self._woken:
             self._changes.extend(changes)
             self._end = end
-            self._woken.notify()
+            count = len(self._changes)
+            if count > MOST_FED:
+                self._changes.clear()
+                self._everything = True
+            if changes:
+                self._is_given()
+        if count > MOST_FED:
+            log.warning("index-changes-dropped count=%d", count)
+            self._done(end, complete=False)
 
     def everything(self) -> None:
         """Anything may have changed."""
         with self._woken:
             self._everything = True
-            self._woken.notify()
+            self._is_given()
+
+    def _is_given(self) -> None:
+        """There is something to do; with the lock held."""
+        if self._waits_since_s is None:
+            self._waits_since_s = time.monotonic()
+        self._woken.notify()
 
     @property
     def is_to_look(self) -> bool:
@@ -118,13 +152,13 @@ class Feeder:
         """Answer when what was fed so far is in the index, as far as there is one."""
         with self._woken:
             self._syncs.append(number)
-            self._woken.notify()
+            self._is_given()
 
     def rebuild(self, number: int) -> None:
         """Make a new index, and answer when it is there."""
         with self._woken:
             self._rebuilds.append(number)
-            self._woken.notify()
+            self._is_given()
 
     # ---- the thread -------------------------------------------------------------------------
 
@@ -201,6 +235,7 @@ class Feeder:
             rebuilds, self._rebuilds = self._rebuilds, []
             self._changes, end = [], self._end
             self._everything = False
+            self._waits_since_s = self._works_since_s = None
         self._has_skipped = True
         self._done(end, complete=False)
         for number in syncs:
@@ -213,11 +248,16 @@ class Feeder:
             changes, self._changes = self._changes, []
             syncs, self._syncs = self._syncs, []
             end = self._end
+            since_s, self._waits_since_s = self._waits_since_s, None
+            self._works_since_s = self._works_since_s or since_s
         self._report(index.apply(changes))
         if not index.needs_reconcile and index.state()["state"] != "unavailable":
             self._done(end)
         for number in syncs:
             self._say({"synced": number})
+        with self._woken:
+            if not self._everything:  # else it is to be begun, and said
+                self._works_since_s = None
 
     def _report(self, applied: Applied) -> None:
         if self._histories is not None:
@@ -245,6 +285,27 @@ class Feeder:
         return self._polling and time.monotonic() > self._looked_at_all_s + self._pause_s
 
     def _tell(self, state: dict[str, Any]) -> None:
+        with self._telling:
+            self._state = state
+            self._say_state()
+
+    def _say_state(self) -> None:
+        """Say it if it is another than before; with the lock held."""
+        state = self._state
+        if state.get("state") == "ok" and self._is_late():
+            state = state | LATE
         if state != self._said:
             self._said = state
             self._say({"index": state})
+
+    def _is_late(self) -> bool:
+        with self._woken:
+            since_s = self._works_since_s or self._waits_since_s
+        return since_s is not None and time.monotonic() - since_s > LATE_S
+
+    def _look_for_lateness(self) -> None:
+        """A thread of its own: the one that is late may be held up by whatever it looks at."""
+        while True:
+            time.sleep(LOOK_S)
+            with self._telling:
+                self._say_state()

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from modamafs.errors import InvalidRequest, TookTooLong
 from modamafs.index.database import NotIndexed, open_reader
-from modamafs.index.folders import Folder, Folders
+from modamafs.index.folders import LONGEST_PATH_BYTES, Folder, Folders
 from modamafs.index.nodes import DEPTH_OF_PROJECTS, DEPTH_OF_SESSIONS
 from modamafs.index.query import (
     TRIGRAM,
@@ -255,13 +255,13 @@ class _Search:
         self._store = store
         self._terms = terms
         self._is_root = caller.uid == 0
-        self._within = within
+        self._within = within.split(b"/") if within else []
         self._shows = shows
         self._deadline_s = deadline_s
         self._wanted = wanted
         self._folders = Folders(store, caller)
         self._known: dict[int, Folder | None] = {
-            store.volume.root_ino: Folder(None, b"", store.volume.root_ino, 0, within)
+            store.volume.root_ino: Folder(None, b"", store.volume.root_ino, 0, self._within)
         }
         self._read: dict[int, tuple[int, str | bytes, int]] = {}
         self._noted_by: dict[int, set[int] | None] = {}
@@ -525,7 +525,7 @@ class _Search:
     def _inside(self) -> list[int]:
         """The directory that everything has to lie in."""
         ino = self._store.volume.root_ino
-        for name in self._within.split(b"/"):
+        for name in self._within:
             found = self._all(
                 "SELECT ino FROM nodes WHERE parent = ? AND name = ? AND kind = 'directory'",
                 ino, _stored(name),
@@ -686,11 +686,7 @@ class _Search:
             case Extension(suffix):
                 holds = lambda entry: entry[0][5] == "file" and entry[2].endswith(suffix)  # noqa: E731
             case Path(pattern):
-
-                def holds(entry: _Entry) -> bool:
-                    _, folder, text = entry
-                    above = fold(_text(folder.path)) + "/" if folder.path else ""
-                    return pattern.matches(above + text)
+                holds = _path_test(pattern)
 
             case Owner(name):
                 uid = _uid(name)
@@ -713,7 +709,7 @@ class _Search:
         return folder is not None and self._folders.shows_record(folder)
 
     def _folder(self, ino: int) -> Folder | None:
-        """The directory with that inode number; None: it is not in the index."""
+        """The directory with that inode number; None: it is not in the index, or too deep."""
         if ino in self._known:
             return self._known[ino]
         self._read_folders({ino})
@@ -725,10 +721,12 @@ class _Search:
             ino = self._read[ino][0]
         above = self._known.get(ino)
         for ino in reversed(missing):
-            _, name, generation = self._read[ino]
+            self._check_time()
+            _, stored, generation = self._read[ino]
+            name = _bytes(stored)
             folder = None
-            if above is not None:
-                folder = Folder(above, _bytes(name), ino, generation, self._within)
+            if above is not None and above.length_below(name) <= LONGEST_PATH_BYTES:
+                folder = Folder(above, name, ino, generation, self._within)
                 folder.holds = self._holding(folder)
             self._known[ino] = above = folder
         return above
@@ -736,6 +734,7 @@ class _Search:
     def _read_folders(self, inos: set[int]) -> None:
         """What the index says of directories, and of all above them: level by level."""
         while wanted := [ino for ino in inos if ino not in self._known and ino not in self._read]:
+            self._check_time()
             found = self._all(
                 "SELECT ino, parent, name, generation FROM nodes "
                 "WHERE ino IN (SELECT value FROM json_each(?)) AND kind = 'directory'",
@@ -768,7 +767,7 @@ class _Search:
                     and self._folders.shows_record(folder)
                 )
             case Path(pattern):
-                return not pattern.whole and pattern.matches(fold(_text(folder.path)))
+                return not pattern.whole and pattern.matches(fold(_text(folder.path())))
             case Place():
                 if folder.ino in self._named[number]:
                     return True
@@ -783,7 +782,7 @@ class _Search:
         for number in one.undecided:
             if not self._terms[number].negated and ino not in noted[number]:
                 return None
-        path = one.folder.path + b"/" + one.name if one.folder.path else one.name
+        path = one.folder.path_below(one.name)
         if self._shows is not None and not self._shows(path):
             return None
         found = self._folders.entry(one.folder, one.name)
@@ -818,6 +817,21 @@ class _Search:
                 return False
             folder = folder.above
         return True
+
+
+def _path_test(pattern: Pattern) -> Callable[[_Entry], bool]:
+    """Many entries of one directory come one after the other: its path is made once for them."""
+    of: Folder | None = None
+    above = ""
+
+    def holds(entry: _Entry) -> bool:
+        nonlocal of, above
+        _, folder, text = entry
+        if folder is not of:
+            of, above = folder, fold(_text(folder.path_below(b"")))
+        return pattern.matches(above + text)
+
+    return holds
 
 
 def _name_test(pattern: Pattern) -> Callable[[_Entry], bool]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from modamafs.doors import Door, acl_of, hides
 from modamafs.index.nodes import DEPTH_OF_PROJECTS
@@ -17,6 +18,8 @@ from modamafs.store.backing import Store
 
 OPEN_LIMIT = 128
 """Directories that are held open at a time."""
+LONGEST_PATH_BYTES = 16 << 10
+"""Of a directory, from the store's root: four times PATH_MAX. What lies deeper is not found."""
 
 _OTHERS = 0o005
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -25,23 +28,34 @@ _NONE_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class Folder:
-    """A directory: what the index says of it, and what the store says when it is asked."""
+    """A directory: what the index says of it, and what the store says when it is asked.
+
+    Searches meet a great many: none has its path, which is made when it is asked for.
+    """
 
     __slots__ = (
         "above", "depth", "door", "fd", "found", "generation", "holds", "ino", "is_gone",
-        "is_inside", "may_enter", "name", "path", "reads", "shown",
+        "is_inside", "is_on_way", "length_bytes", "may_enter", "name", "reads", "shown",
     )  # fmt: skip
 
     def __init__(
-        self, above: Folder | None, name: bytes, ino: int, generation: int, within: bytes
+        self, above: Folder | None, name: bytes, ino: int, generation: int, within: Sequence[bytes]
     ) -> None:
+        """``within``: the names on the way to what everything has to lie in."""
         self.above = above
         self.name = name
         self.ino = ino
         self.generation = generation
-        self.path: bytes = name if above is None or not above.path else above.path + b"/" + name
         self.depth: int = above.depth + 1 if above else 0
-        self.is_inside: bool = self.path == within or (above is not None and above.is_inside)
+        self.length_bytes: int = above.length_below(name) if above else 0
+        """Of the path."""
+        self.is_on_way: bool = above is None or (
+            above.is_on_way and self.depth <= len(within) and within[above.depth] == name
+        )
+        """It is one of the directories on that way, or the end of it."""
+        self.is_inside: bool = (above is not None and above.is_inside) or (
+            self.is_on_way and self.depth == len(within)
+        )
         self.holds = 0
         """Bits: terms that hold for it, or for a directory above it, and so for what is in it."""
         self.fd = -1
@@ -51,6 +65,23 @@ class Folder:
         self.may_enter: bool | None = None
         self.reads: bool | None = None
         self.shown: bool | None = None
+
+    def length_below(self, name: bytes) -> int:
+        """How long the path of an entry is, in bytes."""
+        return self.length_bytes + bool(self.length_bytes) + len(name)
+
+    def path(self) -> bytes:
+        """From the store's root, which has an empty one."""
+        names = []
+        step = self
+        while step.above is not None:
+            names.append(step.name)
+            step = step.above
+        return b"/".join(reversed(names))
+
+    def path_below(self, name: bytes) -> bytes:
+        """The path of an entry."""
+        return self.path() + b"/" + name if self.above is not None else name
 
 
 class Folders:

@@ -209,27 +209,28 @@ class Index:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
+        """Several, one after the other, where much is written: see ``Writer.writing``."""
         assert self._database is not None and self._entries is not None
-        execute = self._database.connection.execute
-        execute("BEGIN IMMEDIATE")
-        try:
+        with self._database.connection.writing():
             self._entries.begin()
             yield
-            execute("COMMIT")
-        except BaseException:
-            if self._database.connection.in_transaction:
-                with contextlib.suppress(sqlite3.Error):
-                    execute("ROLLBACK")
-            raise
 
     def _count(self) -> None:
         if self._entries is not None:
             self._position = self._entries.journal.position
             self._files = self._entries.nodes.count - 1
 
-    def _fail(self, error: sqlite3.Error) -> None:
+    def _close_if_torn(self) -> None:
+        """Opened again, it is made anew."""
+        if self._database is not None and self._database.connection.is_torn:
+            self._close()
+            self._complete = False
+            self._stale = True
+
+    def _fail(self, error: sqlite3.Error | Trouble) -> None:
         """The file can't be used just now."""
-        trouble = trouble_of(error)
+        trouble = error if isinstance(error, Trouble) else trouble_of(error)
+        self._close_if_torn()
         self._close()
         if trouble.damaged:
             log.warning("index-damaged directory=%s error=%r", self._directory, error)
@@ -272,10 +273,11 @@ class Index:
     # ---- changes ---------------------------------------------------------------------------------
 
     def apply(self, changes: Sequence[Change]) -> Applied:
-        """Look at all that may have changed, and write it, in one transaction.
+        """Look at all that may have changed, and write it, in one transaction if it is not much.
 
         Where that is not possible now, it is kept for the next call (of ``apply([])``, too), or, if
-        it is too much, ``needs_reconcile`` says so.
+        it is too much, ``needs_reconcile`` says so. When it returns, all of it is written, or none
+        of it, or the index is made anew.
         """
         self._waiting.extend(changes)
         if not self._ready() or not (self._waiting or self._lost):
@@ -287,13 +289,14 @@ class Index:
             large = len(self._waiting) > MANY
             with self._database.large() if large else contextlib.nullcontext():
                 applied = self._apply()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, Trouble) as error:
             self._fail(error)
             if len(self._waiting) > MOST_WAITING:
                 self._lose()
             return Applied([], [], self._position, [])
         except OSError as error:  # descriptors have run out, and so on
             log.warning("index-not-written error=%s", error)
+            self._close_if_torn()
             self._lose()
             return Applied([], [], self._position, [])
         self._waiting.clear()
@@ -420,11 +423,12 @@ class Index:
             return
         try:
             yield from self._reconcile(progress, differs)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, Trouble) as error:
             self._stale = True
             self._fail(error)
         except OSError as error:
             self._stale = True
+            self._close_if_torn()
             log.warning("index-reconcile-failed error=%s", error)
         finally:
             self._reconciling = None

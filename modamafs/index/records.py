@@ -1,6 +1,8 @@
 """What the records on the store say, as the index has it. Only the store is read in here.
 
-Whatever somebody has put into a ``.modama``, nothing raises, waits, or is followed out of it.
+Whatever somebody has put into a ``.modama``, nothing raises, waits, or is followed out of it; how
+much of it is read has a limit. A seal's record, its manifest and the extraction's records count
+only where they have no other name: hard links would have one large file read many times.
 """
 
 from __future__ import annotations
@@ -21,14 +23,23 @@ from modamafs.model import RECORDS, Attributes, SealState
 from modamafs.sealing.manifest import parse_b3sum_line
 from modamafs.store import catalogue
 from modamafs.store._volume import Volume
-from modamafs.store.catalogue import LARGEST_SEAL_BYTES
-from modamafs.store.records import open_plain
+from modamafs.store.records import open_sole
 from modamafs.store.seals import SEALS
 
 METADATA = b"metadata"
 JSON = b".json"
 B3SUMS = b".B3SUMS"
+DAMAGED = "damaged"
+"""The state of a seal whose record can't be understood, or is not read."""
+LARGEST_SEAL_BYTES = 16 << 20
+"""Of a seal's record; a larger one is damaged, for the index. Only the state and a few numbers are
+needed: what was immutable before is skipped, but all of it has to be gone through."""
+LARGEST_FIELD_BYTES = 4096
+LARGEST_MANIFEST_BYTES = 8 << 30
+MOST_HASHED_FILES = 20_000_000
+"""Of a manifest; what it has more is not in the index."""
 LONGEST_LINE_BYTES = 3 * 4096 + 100
+"""Of a manifest: twice the longest path (PATH_MAX), escaped, and its hash."""
 _INSIDE = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -78,6 +89,17 @@ class SealRow(NamedTuple):
     sealed_by: str | None
     file_count: int | None
     size_bytes: int | None
+
+
+class _SealFields(msgspec.Struct):
+    """What is needed of a seal's record, as its text has it; all else is skipped."""
+
+    state: msgspec.Raw = msgspec.Raw()
+    content_hash: msgspec.Raw = msgspec.Raw()
+    sealed_at: msgspec.Raw = msgspec.Raw()
+    sealed_by: msgspec.Raw = msgspec.Raw()
+    file_count: msgspec.Raw = msgspec.Raw()
+    size_bytes: msgspec.Raw = msgspec.Raw()
 
 
 class Metadata(NamedTuple):
@@ -228,45 +250,47 @@ class Place:
         }
 
     def seal(self, name: bytes) -> SealRow:
-        """What the record of a seal says."""
-        damaged = SealRow("damaged", None, None, None, None, None)
-        record = self._json(SEALS + b"/" + name + JSON, LARGEST_SEAL_BYTES)
-        if not isinstance(record, dict):
-            return damaged
+        """What the record of a seal says; "damaged" where it is none, or larger than 16 MiB."""
+        data = self._data(SEALS + b"/" + name + JSON, LARGEST_SEAL_BYTES)
         try:
-            state = SealState(record.get("state")).value
-        except ValueError:
-            return damaged
-        return SealRow(
-            state,
-            _as(record.get("content_hash"), str),
-            _as(record.get("sealed_at"), str),
-            _as(record.get("sealed_by"), str),
-            _as(record.get("file_count"), int),
-            _as(record.get("size_bytes"), int),
-        )
+            fields = _seal_fields(data or b"")
+            return SealRow(
+                SealState(_field(fields.state)).value,
+                _as(_field(fields.content_hash), str),
+                _as(_field(fields.sealed_at), str),
+                _as(_field(fields.sealed_by), str),
+                _as(_field(fields.file_count), int),
+                _as(_field(fields.size_bytes), int),
+            )
+        except (ValueError, RecursionError, msgspec.DecodeError):
+            return SealRow(DAMAGED, None, None, None, None, None)
 
     def hashes(self, name: bytes) -> Iterator[tuple[Name, str]]:
-        """Path and BLAKE3 of each file that a manifest has; what is no line of one is left out."""
-        fd = self._open_plain(SEALS + b"/" + name + B3SUMS)
+        """Path and BLAKE3 of each file that a manifest has, up to what is no line of one.
+
+        None of one that is larger than 8 GiB; of any other the first 20 million.
+        """
+        fd = self._open_sole(SEALS + b"/" + name + B3SUMS)
         if fd is None:
             return
         with open(fd, "rb") as file:
             try:
-                while line := file.readline(LONGEST_LINE_BYTES):
-                    try:
-                        path, digest = parse_b3sum_line(line)
-                    except ValueError:
-                        continue
+                if os.fstat(fd).st_size > LARGEST_MANIFEST_BYTES:
+                    return
+                for _ in range(MOST_HASHED_FILES):
+                    line = file.readline(LONGEST_LINE_BYTES)
+                    if not line or (len(line) == LONGEST_LINE_BYTES and line[-1:] != b"\n"):
+                        return
+                    path, digest = parse_b3sum_line(line)
                     yield as_name(path), digest
-            except OSError:
+            except (OSError, ValueError):
                 return
 
     def metadata(self, name: bytes) -> Metadata | None:
         """What a record of the extraction says; None: it can't be understood."""
-        found = self._json(METADATA + b"/" + name, LARGEST_RECORD_BYTES)
+        data = self._data(METADATA + b"/" + name, LARGEST_RECORD_BYTES)
         try:
-            known = msgspec.convert(found, FileMetadata)
+            known = msgspec.convert(json.loads(data or b""), FileMetadata)
             about = os.fsencode(known.path)
             if name_of(known.path) != name:
                 return None
@@ -274,26 +298,41 @@ class Place:
             return None
         return Metadata(about, _described(known.values, [], []))
 
-    def _json(self, path: bytes, largest_bytes: int) -> Any:
-        fd = self._open_plain(path)
+    def _data(self, path: bytes, largest_bytes: int) -> bytes | None:
+        fd = self._open_sole(path)
         if fd is None:
             return None
         with open(fd, "rb") as file:
             try:
-                if os.fstat(fd).st_size > largest_bytes:
-                    return None
-                data = file.read(largest_bytes + 1)
-                return json.loads(data) if len(data) <= largest_bytes else None
-            except (OSError, ValueError, RecursionError):
+                size_bytes = os.fstat(fd).st_size
+                return file.read(size_bytes) if size_bytes <= largest_bytes else None
+            except OSError:
                 return None
 
-    def _open_plain(self, path: bytes) -> int | None:
+    def _open_sole(self, path: bytes) -> int | None:
         if self._fd is None:
             return None
         try:
-            return open_plain(self._fd, path)
+            return open_sole(self._fd, path)
         except (OSError, ValueError):
             return None
+
+
+def _seal_fields(data: bytes) -> _SealFields:
+    """msgspec.DecodeError, RecursionError: it is no JSON object."""
+    try:
+        return msgspec.json.decode(data, type=_SealFields)
+    except msgspec.DecodeError:
+        if b"\\ud" not in data:
+            raise
+    # Names that are no UTF-8 are written as half characters, which are no JSON for msgspec.
+    return msgspec.json.decode(data.replace(b"\\ud", b"\\u0"), type=_SealFields)
+
+
+def _field(text: msgspec.Raw) -> Any:
+    """None: there is none, or it is too long to be one. ValueError, RecursionError."""
+    data = bytes(text)
+    return json.loads(data) if data and len(data) <= LARGEST_FIELD_BYTES else None
 
 
 def _stamp(found: Attributes) -> str:

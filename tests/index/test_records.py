@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from modamafs.catalog import FileMetadata, Measured
 from modamafs.extraction import cache
+from modamafs.index import records
 from tests.index.life import BROKEN, PROJECT, SESSION
 from tests.index.support import Scene, reconcile
 
@@ -144,8 +146,6 @@ def test_a_seal(scene: Scene) -> None:
         + b"\\" + b"2" * 64 + b"  new\\nline\\\\\n"
         + b"3" * 64 + b"  \xff\xfe\n"
         + b"4" * 64 + b"  ./-\n"
-        + b"no line\n"
-        + b"x" * 100_000 + b"\n"
         + b"5" * 64 + b"  last"
     )  # fmt: skip
     seal = scene.record("a/p/s/.modama/seals/raw.json", {"state": "sealing"})
@@ -174,6 +174,96 @@ def test_a_seal(scene: Scene) -> None:
     assert scene.apply().resealed == [b"a/q/s/raw"]
     assert scene.rows(sealed) == []
     assert scene.rows("SELECT * FROM hashes") == []
+
+
+@pytest.mark.parametrize("nonsense", [b"no line\n", b"\0" * 100_000 + b"\n", b"0" * 64 + b"  "])
+def test_a_manifest_ends_with_the_first_line_that_is_none(scene: Scene, nonsense: bytes) -> None:
+    path = b"a" * 100_000 if nonsense.endswith(b"  ") else b""
+    line = b"%s  %s\n"
+    lines = line % (b"1" * 64, b"x") + nonsense + path + b"\n" + line % (b"2" * 64, b"y")
+    scene.record("a/p/s/.modama/seals/raw.json", {"state": "sealed"})
+    scene.write("a/p/s/.modama/seals/raw.B3SUMS", lines)
+    scene.apply()
+    assert scene.rows("SELECT path FROM hashes") == [("x",)]
+
+
+def test_a_manifest_has_limits(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    seals = "a/p/s/.modama/seals"
+    for name, count in (("few", 3), ("many", 9), ("sparse", 3)):
+        lines = [f"{digit}" * 64 + f"  {digit}\n" for digit in range(count)]
+        scene.write(f"{seals}/{name}.B3SUMS", "".join(lines).encode())
+        scene.record(f"{seals}/{name}.json", {"state": "sealed"})
+    os.truncate(scene.root / seals / "sparse.B3SUMS", 15 << 40)
+    monkeypatch.setattr(records, "MOST_HASHED_FILES", 5)
+    scene.apply()
+    assert scene.rows("SELECT seal, count(*) FROM hashes GROUP BY seal ORDER BY seal") == [
+        ("few", 3),
+        ("many", 5),
+    ]
+
+
+def test_many_hashes_are_written_and_forgotten_in_parts(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modamafs.index.described.HASHES_AT_ONCE", 3)
+    seal = scene.record("a/p/s/.modama/seals/raw.json", {"state": "sealed"})
+    for count in (10, 7, 3):
+        lines = "".join(f"{count:064x}  {number}/x\n" for number in range(count))
+        scene.write("a/p/s/.modama/seals/raw.B3SUMS", lines.encode())
+        scene.apply()
+        assert scene.rows("SELECT count(*), min(blake3) FROM hashes") == [(count, f"{count:064x}")]
+    scene.remove(seal)
+    scene.apply()
+    assert scene.rows("SELECT * FROM hashes") == []
+
+
+def test_records_with_other_names_do_not_count(scene: Scene) -> None:
+    path = scene.write("a/p/s/x.emd")
+    seals = scene.root / "a/p/s/.modama/seals"
+    named = [
+        scene.record(seals / "raw.json", {"state": "sealed"}),
+        scene.write(seals / "raw.B3SUMS", b"0" * 64 + b"  x\n"),
+        metadata(scene, path.parent, "x.emd", one=1),
+    ]
+    found = "SELECT (SELECT state FROM seals), (SELECT count(*) FROM hashes), count(*)"
+    scene.apply()
+    assert scene.rows(f"{found} FROM metadata") == [("sealed", 1, 1)]
+    for wanted in (("sealed", 1, 0), ("sealed", 0, 0), ("damaged", 0, 0)):
+        record = named.pop()
+        os.link(record, scene.outside / record.name)
+        scene.say("attributes", record, record.stat().st_ino)
+        scene.apply()
+        assert scene.rows(f"{found} FROM metadata") == [wanted]
+    for link in scene.outside.iterdir():
+        link.unlink()
+    reconcile(scene.index)
+    assert scene.rows(f"{found} FROM metadata") == [("sealed", 1, 1)]
+
+
+def test_what_was_immutable_before_is_passed_over(scene: Scene) -> None:
+    """Of a seal that names a great many files, all the rest is known; it takes no memory."""
+    record = {"state": "sealed", "content_hash": "blake3:1", "immutable_before": ["\udcff", 1]}
+    data = json.dumps(record).encode()[:-2] + b", []" * (2 << 20) + b'], "file_count": 7}'
+    scene.record("a/p/s/.modama/seals/raw.json", data)
+    tracemalloc.start()
+    scene.apply(as_is=True)
+    most_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert scene.rows("SELECT state, content_hash, file_count FROM seals") == [
+        ("sealed", "blake3:1", 7)
+    ]
+    assert most_bytes < 4 * len(data)
+
+
+def test_a_seal_that_is_too_large_is_damaged(scene: Scene) -> None:
+    path = "a/p/s/.modama/seals/raw.json"
+    data = json.dumps({"state": "sealed"}).encode()
+    scene.record(path, data + b" " * (records.LARGEST_SEAL_BYTES - len(data)))
+    scene.apply()
+    assert scene.rows("SELECT state FROM seals") == [("sealed",)]
+    scene.record(path, data + b" " * (records.LARGEST_SEAL_BYTES - len(data) + 1))
+    scene.apply()
+    assert scene.rows("SELECT state FROM seals") == [("damaged",)]
 
 
 def test_flags_change_times_and_nobody_is_told(scene: Scene) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import shutil
@@ -19,6 +20,7 @@ from modamafs.index.database import NotIndexed, index_dir, open_reader, store_id
 from modamafs.index.reconcile import Index
 from modamafs.store.backing import Store
 from tests.index.support import Scene, differences, reconcile, whole
+from tests.support.users import in_child
 
 FILE = "index.db"
 
@@ -337,6 +339,139 @@ def test_the_disk_can_only_be_read(small_disk: Path, on_disk: Path) -> None:
         index.apply([])
         assert index.state()["state"] == "ok"
         index.close()
+
+
+@pytest.fixture
+def divided(filled: Scene, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """An index that writes a hundred rows at a time, and a session that is gone from the store."""
+    monkeypatch.setattr(database, "LARGEST_TRANSACTION", 100)
+    filled.move(filled.root / "a/p/s", filled.outside / "s")
+    return filled
+
+
+def torn(scene: Scene) -> bool:
+    return bool(scene.rows("SELECT 1 FROM info WHERE key = ?", database.TORN))
+
+
+def test_much_is_written_in_several_transactions(divided: Scene) -> None:
+    assert divided.index._database is not None
+    epoch = divided.index.state()["epoch"]
+    statements: list[str] = []
+    divided.index._database.connection.set_trace_callback(statements.append)
+    divided.apply()
+    divided.move(divided.outside / "s", divided.root / "a/p/s")
+    divided.apply()
+    assert statements.count("COMMIT") > 10
+    assert not torn(divided)
+    assert divided.index.state() | {"position": 0} == {
+        "state": "ok", "message": "", "epoch": epoch, "position": 0, "files": 2010,
+    }  # fmt: skip
+    whole(divided.directory)
+
+
+def test_it_is_killed_when_a_part_is_written(
+    divided: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epoch = divided.index.state()["epoch"]
+    divided.index.close()
+
+    def apply_and_die() -> None:
+        monkeypatch.setattr("modamafs.index.entries.Entries.finish", lambda _: os._exit(9))
+        Index(divided.store, divided.directory).apply(divided.changes)
+
+    with pytest.raises(RuntimeError, match="died"):
+        in_child(apply_and_die)
+    assert torn(divided)
+    divided.index = Index(divided.store, divided.directory)
+    assert divided.index.state()["epoch"] != epoch
+    heal(divided)
+
+
+def test_it_fails_when_a_part_is_written(divided: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EMFILE, "on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modamafs.index.entries.Entries.finish", fail)
+        divided.apply(as_is=True)
+    assert torn(divided)
+    assert divided.index.needs_reconcile
+    assert divided.index.state()["state"] == "building"
+    heal(divided)
+
+
+def test_no_room_is_left_when_a_part_is_written(
+    divided: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert divided.index._database is not None
+    least_bytes = database.LEAST_FREE_BYTES
+
+    def fill(statement: str) -> None:
+        if statement == "COMMIT":
+            monkeypatch.setattr(database, "LEAST_FREE_BYTES", 1 << 62)
+
+    divided.index._database.connection.set_trace_callback(fill)
+    divided.apply(as_is=True)
+    assert torn(divided)
+    assert divided.index.state()["state"] == "unavailable"
+    assert "full" in divided.index.state()["message"]
+    monkeypatch.setattr(database, "LEAST_FREE_BYTES", least_bytes)
+    heal(divided)
+
+
+def grow_log(scene: Scene, size_bytes: int) -> Path:
+    """The write-ahead log, so large; who still reads an older state keeps it from shrinking."""
+    log = scene.directory / f"{FILE}-wal"
+    while log.stat().st_size < size_bytes:
+        for path in (scene.root / "a/p/s").rglob("*.tif"):
+            os.utime(path)
+        reconcile(scene.index)
+    return log
+
+
+def test_a_large_log_goes_when_it_is_closed(filled: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "JOURNAL_LIMIT_BYTES", 1 << 20)
+    with contextlib.closing(open_reader(filled.directory)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM nodes").fetchone()
+        log = grow_log(filled, 2 << 20)
+        reader.execute("COMMIT")
+        filled.index.close()
+        assert log.stat().st_size == 0
+    filled.index = Index(filled.store, filled.directory)
+    heal(filled)
+
+
+@pytest.mark.parametrize("what", ["the log", "what was set aside"])
+def test_the_disk_is_full_of_what_nobody_needs(
+    small_disk: Path, on_disk: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(database, "JOURNAL_LIMIT_BYTES", 2 << 20)
+    monkeypatch.setattr(database, "LEAST_FREE_BYTES", 6 << 20)
+    scene = Scene(on_disk)
+    scene.index.close()
+    scene.directory = small_disk / "index"
+    scene.index = Index(scene.store, scene.directory)
+    for number in range(1000):
+        scene.write(f"a/p/s/{number:05}.tif")
+    reconcile(scene.index)
+    if what == "the log":
+        reader = open_reader(scene.directory)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM nodes").fetchone()
+        grow_log(scene, 12 << 20)
+        scene.index.close()
+        reader.close()  # it may not write, and so the log stays
+    else:
+        scene.index.close()
+        (scene.directory / database.DAMAGED).write_bytes(bytes(12 << 20))
+    with (small_disk / "filler").open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    scene.index = Index(scene.store, scene.directory)
+    heal(scene)
+    scene.close()
 
 
 def test_pauses_grow(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from modamafs.errors import InvalidRequest, ModamaError, TookTooLong
 from modamafs.index import query
 from modamafs.index.database import FILE, NotIndexed, open_reader
 from modamafs.index.find import find, find_command
+from modamafs.index.folders import LONGEST_PATH_BYTES
 from modamafs.model import Caller
 from modamafs.store.backing import Store
 from tests.support.indexed import Indexed
@@ -286,17 +288,67 @@ def deep() -> Iterator[Path]:
     remove(directory)
 
 
-def test_very_deep_directories(deep: Path) -> None:
-    fd = os.open(deep, os.O_RDONLY)
-    for _ in range(1500):
-        os.mkdir(b"deep", dir_fd=fd)
-        below = os.open(b"deep", os.O_RDONLY, dir_fd=fd)
+def dig(top: Path, name: bytes, count: int) -> int:
+    """Directories in each other, and a file in the last one, of which a descriptor comes back."""
+    fd = os.open(top, os.O_RDONLY)
+    for _ in range(count):
+        os.mkdir(name, dir_fd=fd)
+        below = os.open(name, os.O_RDONLY, dir_fd=fd)
         os.close(fd)
         fd = below
     os.close(os.open(b"bottom.txt", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
-    os.close(fd)
+    return fd
+
+
+def test_very_deep_directories(deep: Path) -> None:
+    os.close(dig(deep, b"deep", 1500))
     with Store(deep) as store:
         index = Indexed(store)
         for caller in (ROOT, Caller(2000, 2000)):
             [one] = find(index.connection, store, "bottom.txt", caller).results
             assert one.path == "deep/" * 1500 + "bottom.txt"
+
+
+def test_what_lies_too_deep_is_not_found(deep: Path) -> None:
+    name = b"d" * 63
+    most = LONGEST_PATH_BYTES // 64  # with the slashes between them
+    (deep / "top").mkdir()
+    os.close(dig(deep / "top", name, most))
+    with Store(deep) as store:
+        index = Indexed(store)
+        found = find(index.connection, store, "type:dir", ROOT).results
+        # The last one that is found lies in one whose path is not too long, but has one that is.
+        assert len(found) == 1 + most
+        assert len(found[-1].path) > LONGEST_PATH_BYTES
+        assert answer(index, "bottom.txt") == 0
+        assert answer(index, "path:top/ddd*") == most
+        assert answer(index, "-bottom.txt type:file") == 0
+
+
+@pytest.mark.parametrize("text", ["type:file -dddd", "path:ddd/*/file"])
+def test_deep_directories_take_no_more_memory_than_their_names(deep: Path, text: str) -> None:
+    count = 1000
+    bottom = dig(deep, b"d" * 255, LONGEST_PATH_BYTES // 256 - 1)
+    for number in range(count):
+        os.mkdir(b"%d" % number, dir_fd=bottom)
+        os.close(os.open(b"%d/file" % number, os.O_CREAT | os.O_WRONLY, dir_fd=bottom))
+    os.close(bottom)
+    with Store(deep) as store:
+        index = Indexed(store)
+        tracemalloc.start()
+        assert len(find(index.connection, store, text, ROOT, limit=10).results) <= 10
+        most_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert most_bytes < count * 4096
+
+
+def test_the_same_names_elsewhere_are_not_within(deep: Path) -> None:
+    for path in ("a/p", "p/p", "a/p/p", "a/a/p"):
+        (deep / path).mkdir(parents=True, exist_ok=True)
+        (deep / path / "rare").touch()
+    for number in range(300):  # so that rare names are looked for first
+        (deep / f"a/p/{number}").touch()
+    with Store(deep) as store:
+        index = Indexed(store)
+        page = find(index.connection, store, "rare", ROOT, within=b"a/p")
+        assert {result.path for result in page.results} == {"a/p/rare", "a/p/p/rare"}
