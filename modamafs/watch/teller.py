@@ -96,7 +96,7 @@ class Teller:
                 rest = _Batch(batch.left)
                 batch.left.clear()
                 self._held[batch.node] = {}
-            log.warning("directory-held node=%d", batch.node)
+            log.info("directory-held node=%d", batch.node)  # as while a worker is restarted
             return rest
 
     def _run(self, batch: _Batch) -> None:
