@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import random
@@ -156,6 +157,7 @@ def measure(base: Path, count: int) -> dict[str, Any]:
 def searches_ms(store: Store, directory: Path) -> dict[str, float]:
     """The median of each query's first page, warm, as root."""
     found = {}
+    gc.disable()  # as in the searcher
     with contextlib.closing(open_reader(directory)) as connection:
         for name, query in QUERIES.items():
             samples = []
@@ -164,7 +166,9 @@ def searches_ms(store: Store, directory: Path) -> dict[str, float]:
                 page = find(connection, store, query, Caller(0, 0))
                 samples.append((time.perf_counter() - began_s) * 1000)
                 assert page.results, query
+                gc.collect()
             found[name] = round(statistics.median(samples[1:]), 1)
+    gc.enable()
     return found
 
 
