@@ -23,7 +23,7 @@ from modamafs.catalog import SCHEMA, Project, Session
 from modamafs.errors import Busy, InvalidRequest
 from modamafs.model import RECORDS
 from modamafs.store.backing import Store
-from modamafs.store.records import encode, new_record, open_records
+from modamafs.store.records import encode, new_record, open_below, open_records
 
 LARGEST_BYTES = 1 << 20
 """Of a record."""
@@ -309,7 +309,7 @@ def session(dir_fd: int, path: bytes) -> SessionEntry:
 def _opened(store: Store, above: bytes) -> Iterator[tuple[bytes, int]]:
     """The directories in ``above``: path, and an O_PATH descriptor until the next one."""
     try:
-        above_fd = _open_path(store.root_fd, above)
+        above_fd = open_below(store.root_fd, above)
     except OSError:
         return
     try:
@@ -324,18 +324,6 @@ def _opened(store: Store, above: bytes) -> Iterator[tuple[bytes, int]]:
                 os.close(fd)
     finally:
         os.close(above_fd)
-
-
-def _open_path(root_fd: int, path: bytes) -> int:
-    """Every step by itself: no symbolic link leads out."""
-    fd = os.dup(root_fd)
-    for part in path.split(b"/"):
-        try:
-            below = os.open(part, _PATH, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
 
 
 def directories(dir_fd: int, path: bytes) -> list[bytes]:
