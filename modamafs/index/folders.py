@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -16,8 +17,9 @@ from modamafs.model import Attributes, Caller
 from modamafs.policy import access
 from modamafs.store.backing import Store
 
-OPEN_LIMIT = 128
-"""Directories that are held open at a time."""
+OPEN_LIMIT = 1000
+"""Directories that are held open at a time, or half of what the process may open: those of one lot
+of hits are looked at twice."""
 LONGEST_PATH_BYTES = 16 << 10
 """Of a directory, from the store's root: four times PATH_MAX. What lies deeper is not found."""
 
@@ -91,6 +93,7 @@ class Folders:
         self._store = store
         self._caller = caller
         self._open: OrderedDict[Folder, None] = OrderedDict()
+        self._most_open = min(OPEN_LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
     def close(self) -> None:
         """Close all."""
@@ -141,7 +144,7 @@ class Folders:
             return False
         folder.fd, folder.found = fd, found
         self._open[folder] = None
-        if len(self._open) > OPEN_LIMIT:
+        if len(self._open) > self._most_open:
             oldest, _ = self._open.popitem(last=False)
             os.close(oldest.fd)
             oldest.fd = -1

@@ -24,9 +24,10 @@ def may(wanted: int, caller: Caller, mode: int, uid: int, gid: int, acl: bytes |
     """
     if caller.uid == 0:
         return True
-    if acl is None:
-        acl = _from_mode(mode)
     groups = {caller.gid, *caller.groups}
+    if acl is None:
+        granted = mode >> 6 if caller.uid == uid else mode >> 3 if gid in groups else mode
+        return granted & wanted == wanted
     entries: list[tuple[int, int, int]] = [
         _ENTRY.unpack_from(acl, at) for at in range(4, len(acl) - 7, _ENTRY.size)
     ]
