@@ -34,6 +34,7 @@ class _Batch:
         self.moved_on = threading.Event()
         """Set after each message."""
         self.is_left_behind = False
+        self.is_done = False
 
 
 class Teller:
@@ -90,7 +91,7 @@ class Teller:
                 batch.moved_on.clear()
                 continue
             with self._lock:
-                if batch.moved_on.is_set():
+                if batch.moved_on.is_set() or batch.is_done:
                     continue
                 batch.is_left_behind = True
                 rest = _Batch(batch.left)
@@ -131,6 +132,7 @@ class Teller:
                     self._has_dropped = True
                 else:
                     return message
+            batch.is_done = True
             return None
 
     def _wait(self, waiting: dict[bytes, None], message: bytes) -> None:
