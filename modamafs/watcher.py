@@ -70,6 +70,8 @@ somebody else has written since."""
 LOOK_S = 1.0
 """How often it is looked which mounts of the store there are."""
 KNOWN_DIRECTORIES = 100_000
+TOLD_AT_ONCE = 1000
+"""Of a whole tree: what happens meanwhile waits for no more than that."""
 MOST_READS = 256
 """As many as the kernel keeps events for; where more goes on happening, nobody waits for that."""
 SEALS = b"/" + RECORDS + b"/seals"
@@ -516,7 +518,9 @@ class Watcher:
         try:
             if self._store.contains(top):
                 for directory in walk(top):
-                    self._teller.tell(self._forgetting(directory))
+                    messages = self._forgetting(directory)
+                    while some := list(itertools.islice(messages, TOLD_AT_ONCE)):
+                        self._teller.tell(some)
         finally:
             os.close(top)
 
