@@ -254,9 +254,7 @@ def commands(
     def admit_owner(path: str, peer: Caller) -> None:
         stewards, relative = stewards_gid(tree.store), os.fsencode(path)
         if not reaches(tree.store.root_fd, relative, peer):
-            may_seal(
-                peer, (), stewards
-            )  # of what is not for them, nobody is told whether it is there
+            may_seal(peer, (), stewards)  # nobody is told whether it is there
         with Place(tree.store, relative) as place:
             may_seal(peer, place.owners, stewards)
 

@@ -211,7 +211,7 @@ def _state(connection: sqlite3.Connection) -> dict[str, str]:
     return {"state": "building", "message": "the index is being built"}
 
 
-# ---- directories, as they are on the store -------------------------------------------------------
+# ---- the search ----------------------------------------------------------------------------------
 
 
 class _Source(NamedTuple):
@@ -493,11 +493,11 @@ class _Search:
     def _is_common(self, letters: str) -> bool:
         """Whether most names have them, as far as a sample says."""
         if self._sample is None:
-            [(last,)] = self._all("SELECT max(id) FROM nodes")
-            step = (last or 0) // SAMPLE + 1
+            [(last,)] = self._all("SELECT coalesce(max(id), 0) FROM nodes")
+            step = last // SAMPLE + 1
             found = self._all(
                 "SELECT name FROM nodes WHERE id IN (SELECT value FROM json_each(?))",
-                json.dumps(list(range(step, (last or 0) + 1, step))),
+                json.dumps(list(range(step, last + 1, step))),
             )
             self._sample = [fold(_text(_bytes(name))) for (name,) in found]
         return 2 * sum(letters in name for name in self._sample) > len(self._sample)
