@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 from modamafs.model import Caller
 from modamafs.policy import access
+from modamafs.store.backing import PATH_FLAGS
 from modamafs.store.catalogue import read_project
 
 _ACL = "system.posix_acl_access"
 _NO_ACL = {errno.ENODATA, errno.EOPNOTSUPP}
 _FOR_NOBODY = b"\2\0\0\0"
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def acl_of(fd: int) -> bytes | None:
@@ -60,7 +60,7 @@ def reaches(root_fd: int, path: bytes, caller: Caller) -> bool:
             if not door_of(fd).lets(access.SEARCH, caller):
                 return False
             try:
-                below = os.open(part, _DIRECTORY, dir_fd=fd)
+                below = os.open(part, PATH_FLAGS, dir_fd=fd)
             except OSError:  # missing, or no directory: then nothing lies in it
                 return True
             os.close(fd)
@@ -80,3 +80,12 @@ def hides(project_fd: int, caller: Caller) -> bool:
     """Whether a project is private, and not the caller's, whose groups have to be known."""
     wanted = access.READ | access.SEARCH
     return is_private(project_fd) and not door_of(project_fd).lets(wanted, caller)
+
+
+def hides_entry(dir_fd: int, path: bytes, caller: Caller) -> bool:
+    """The same of a project by its path. OSError: no directory is there, or none can be opened."""
+    fd = os.open(path, PATH_FLAGS, dir_fd=dir_fd)
+    try:
+        return hides(fd, caller)
+    finally:
+        os.close(fd)

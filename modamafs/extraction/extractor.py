@@ -20,6 +20,7 @@ from modamafs.extraction.reading import Limits, NotRegular, ReaderProcess, open_
 from modamafs.extraction.wanted import extension_of, is_wanted, known
 from modamafs.sealing.writers import is_open_for_writing
 from modamafs.store.backing import Store
+from modamafs.store.records import open_below
 
 log = logging.getLogger(__name__)
 
@@ -211,14 +212,10 @@ def _settled(session_fd: int, path: bytes, settled_s: float) -> os.stat_result:
 
 def _open_session(store: Store, session: bytes) -> int:
     """Its directory; no symbolic link is followed. OSError."""
-    fd = os.dup(store.root_fd)
-    for part in session.split(b"/"):
-        if part in (b"", b".", b".."):
-            os.close(fd)
-            raise OSError(errno.EINVAL, "no session")
-        try:
-            below = os.open(part, _DIRECTORY, dir_fd=fd)
-        finally:
-            os.close(fd)
-        fd = below
-    return fd
+    if not {b"", b".", b".."}.isdisjoint(session.split(b"/")):
+        raise OSError(errno.EINVAL, "no session")
+    found = open_below(store.root_fd, session)
+    try:
+        return os.open(b".", _DIRECTORY, dir_fd=found)
+    finally:
+        os.close(found)

@@ -20,7 +20,6 @@ from modamafs.index.described import EXTRACTED, PROJECT, SESSION, Descriptions, 
 from modamafs.index.nodes import DEPTH_OF_PROJECTS, DEPTH_OF_SESSIONS, Node, Nodes
 from modamafs.index.records import JSON, METADATA, Place
 from modamafs.index.scan import (
-    PATH_FLAGS,
     Name,
     Seen,
     as_bytes,
@@ -29,7 +28,7 @@ from modamafs.index.scan import (
     look,
     open_directory,
 )
-from modamafs.store.backing import Store
+from modamafs.store.backing import PATH_FLAGS, Store
 
 PATIENCE_S = 2.0
 SUSPECTS_AT_ONCE = 10_000

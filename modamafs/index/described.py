@@ -25,8 +25,9 @@ from modamafs.index.records import (
     Place,
     merged,
 )
-from modamafs.index.scan import PATH_FLAGS, Name, as_bytes, as_name, open_directory
+from modamafs.index.scan import Name, as_bytes, as_name, open_directory
 from modamafs.store._volume import Volume
+from modamafs.store.backing import PATH_FLAGS
 
 log = logging.getLogger(__name__)
 

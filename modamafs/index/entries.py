@@ -20,7 +20,6 @@ from modamafs.index.changes import Hint, Journal, Site, site_of
 from modamafs.index.described import Descriptions, Resealed
 from modamafs.index.nodes import DEPTH_OF_PROJECTS, DEPTH_OF_SESSIONS, Context, Node, Nodes
 from modamafs.index.scan import (
-    PATH_FLAGS,
     Frame,
     Name,
     Seen,
@@ -33,7 +32,7 @@ from modamafs.index.scan import (
 )
 from modamafs.model import RECORDS, Attributes, is_own_name
 from modamafs.store._volume import Volume
-from modamafs.store.backing import path_of
+from modamafs.store.backing import PATH_FLAGS, path_of
 
 GONE = (errno.ESTALE, errno.ENOENT)
 

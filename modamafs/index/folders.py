@@ -11,11 +11,11 @@ import resource
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from modamafs.doors import Door, acl_of, hides
+from modamafs.doors import Door, acl_of, hides_entry
 from modamafs.index.nodes import DEPTH_OF_PROJECTS
 from modamafs.model import Attributes, Caller
 from modamafs.policy import access
-from modamafs.store.backing import Store
+from modamafs.store.backing import PATH_FLAGS, Store
 
 OPEN_LIMIT = 1000
 """Directories that are held open at a time, or half of what the process may open: those of one lot
@@ -23,10 +23,10 @@ of hits are looked at twice."""
 LONGEST_PATH_BYTES = 16 << 10
 """Of a directory, from the store's root: four times PATH_MAX. What lies deeper is not found."""
 
+NONE_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Says nothing of what was to be opened."""
 _OTHERS = 0o005
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ENTRY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_NONE_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class Folder:
@@ -127,9 +127,9 @@ class Folders:
     def _open_in(self, folder: Folder, above: Folder) -> bool:
         above_fd = self._store.root_fd if above.above is None else above.fd
         try:
-            fd = os.open(folder.name, _DIRECTORY, dir_fd=above_fd)
+            fd = os.open(folder.name, PATH_FLAGS, dir_fd=above_fd)
         except OSError as error:
-            if error.errno in _NONE_LEFT:
+            if error.errno in NONE_LEFT:
                 raise
             return False  # removed, another kind of thing by now, or it can't be read
         try:
@@ -197,7 +197,7 @@ class Folders:
         try:
             return self._store.volume.lookup(fd, name)
         except OSError as error:
-            if error.errno in _NONE_LEFT:
+            if error.errno in NONE_LEFT:
                 raise
             return None
 
@@ -208,7 +208,7 @@ class Folders:
         try:
             fd = os.open(name, _ENTRY, dir_fd=self.open(folder))
         except OSError as error:
-            if error.errno in _NONE_LEFT:
+            if error.errno in NONE_LEFT:
                 raise
             return False
         try:
@@ -228,20 +228,13 @@ class Folders:
         ):
             return False
         try:
-            fd = os.open(name, _DIRECTORY, dir_fd=self.open(folder))
+            return hides_entry(self.open(folder), name, self._caller)
         except OSError as error:
-            if error.errno in _NONE_LEFT:
+            if error.errno in NONE_LEFT:
                 raise
             return True
-        try:
-            return hides(fd, self._caller)
-        finally:
-            os.close(fd)
 
 
 def is_directory(found: Attributes) -> bool:
     """By its mode."""
     return found.mode & 0o170000 == 0o040000
-
-
-# ---- the search ----------------------------------------------------------------------------------

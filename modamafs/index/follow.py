@@ -7,7 +7,6 @@ so much; after that, whoever follows is told that something was lost, and has to
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sqlite3
 import time
@@ -16,21 +15,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modamafs.doors import Door, acl_of, hides
+from modamafs.doors import Door, acl_of, hides_entry
 from modamafs.errors import InvalidRequest
 from modamafs.index.database import open_reader
+from modamafs.index.folders import NONE_LEFT
 from modamafs.index.nodes import DEPTH_OF_PROJECTS
-from modamafs.index.scan import PATH_FLAGS, as_bytes, open_directory
+from modamafs.index.scan import as_bytes, open_directory
 from modamafs.model import Caller
 from modamafs.policy import access
-from modamafs.store.backing import Store
+from modamafs.store.backing import PATH_FLAGS, Store
 
 PAGE_LIMIT = 1000
 PAGE_BYTES = 1 << 20
 """Of paths, after which a page ends."""
 PAGE_S = 2.0
 """After which a page ends, too: whether somebody may know of a path takes asking the store."""
-_NONE_LEFT = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def follow_command(
@@ -236,7 +235,7 @@ class Sight:
         try:
             return open_directory(self._store.volume, folder.ino, folder.generation, PATH_FLAGS)
         except OSError as error:
-            if error.errno in _NONE_LEFT:
+            if error.errno in NONE_LEFT:
                 raise
             return -1
 
@@ -248,7 +247,7 @@ class Sight:
         try:
             return os.open(name, PATH_FLAGS, dir_fd=above_fd)
         except OSError as error:
-            if error.errno in _NONE_LEFT:
+            if error.errno in NONE_LEFT:
                 raise
             return -1
 
@@ -272,14 +271,10 @@ class Sight:
         if path.count(b"/") != DEPTH_OF_PROJECTS - 1:
             return False
         try:
-            fd = os.open(path, PATH_FLAGS, dir_fd=self._store.root_fd)
+            return hides_entry(self._store.root_fd, path, self._caller)
         except NotADirectoryError:
             return False
         except OSError as error:
-            if error.errno in _NONE_LEFT:
+            if error.errno in NONE_LEFT:
                 raise
             return True
-        try:
-            return hides(fd, self._caller)
-        finally:
-            os.close(fd)

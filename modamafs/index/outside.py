@@ -16,7 +16,7 @@ from typing import Any
 from modamafs.index.changes import Noted
 from modamafs.model import RECORDS
 from modamafs.sealing.place import HISTORY, SESSION_DEPTH, now
-from modamafs.store.backing import Store
+from modamafs.store.backing import PATH_FLAGS, Store
 from modamafs.store.catalogue import read_session
 from modamafs.store.records import append_line, open_records
 
@@ -27,7 +27,6 @@ GATHERED_S = 20.0
 EXAMPLES = 5
 LONGEST_EXAMPLE_BYTES = 4096
 """Paths that are longer are counted, and not named."""
-_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _Session:
@@ -76,7 +75,7 @@ class Histories:
         fd = os.dup(self._store.root_fd)
         try:
             for part in name.split(b"/"):
-                below = os.open(part, _PATH, dir_fd=fd)
+                below = os.open(part, PATH_FLAGS, dir_fd=fd)
                 os.close(fd)
                 fd = below
             if read_session(fd) == (None, None):

@@ -40,7 +40,6 @@ AHEAD = 4
 REQUEST = struct.Struct("=QQ")
 LENGTH = struct.Struct("=Q")
 FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOATIME
-PATH_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 Name = str | bytes
 """As in the index: text, or the bytes of what is no UTF-8."""

@@ -33,6 +33,8 @@ utimens = _volume.utimens
 write = _volume.write
 
 
+PATH_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""For a step to a directory that no symbolic link leads to."""
 FS_IOC_GETFLAGS = 0x80086601
 FS_APPEND_FL = 0x20
 BTRFS_IOC_GET_SUBVOL_ROOTREF = 0xD000943D

@@ -22,7 +22,7 @@ import msgspec
 from modamafs.catalog import SCHEMA, Project, Session
 from modamafs.errors import Busy, InvalidRequest
 from modamafs.model import RECORDS
-from modamafs.store.backing import Store
+from modamafs.store.backing import PATH_FLAGS, Store
 from modamafs.store.records import encode, new_record, open_below, open_records
 
 LARGEST_BYTES = 1 << 20
@@ -37,7 +37,6 @@ Record = TypeVar("Record", Project, Session)
 
 _NAMES: dict[type[Any], bytes] = {Project: b"project.json", Session: b"session.json"}
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -121,7 +120,7 @@ def from_text(text: str, kind: type[Record]) -> Record | None:
 def _read(dir_fd: int, name: bytes) -> bytes | None:
     """None: there is no record. ValueError: it is no file, or too large. OSError."""
     try:
-        records = os.open(RECORDS, _PATH, dir_fd=dir_fd)
+        records = os.open(RECORDS, PATH_FLAGS, dir_fd=dir_fd)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -315,7 +314,7 @@ def _opened(store: Store, above: bytes) -> Iterator[tuple[bytes, int]]:
     try:
         for name in directories(above_fd, b"."):
             try:
-                fd = os.open(name, _PATH, dir_fd=above_fd)
+                fd = os.open(name, PATH_FLAGS, dir_fd=above_fd)
             except OSError:  # gone meanwhile
                 continue
             try:

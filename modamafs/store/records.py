@@ -17,11 +17,12 @@ import stat
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+from modamafs.store.backing import PATH_FLAGS
+
 NEW = b".new"
 RECORD_MODE = 0o644
 LARGEST_BYTES = 256 << 20
 """Of a record that is read: a seal's names every file that was immutable before."""
-_STEP = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _WAITLESS = os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _MADE_HERE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 DIRECTORY_MODE = 0o755
@@ -119,7 +120,7 @@ def open_below(dir_fd: int, path: bytes) -> int:
     here = os.dup(dir_fd)
     for part in filter(None, path.split(b"/")):
         try:
-            below = os.open(part, _STEP, dir_fd=here)
+            below = os.open(part, PATH_FLAGS, dir_fd=here)
         finally:
             os.close(here)
         here = below
@@ -142,7 +143,7 @@ def names_in(dir_fd: int, *path: bytes) -> list[bytes]:
     here = os.dup(dir_fd)
     try:
         for part in path:
-            below = os.open(part, os.O_RDONLY | _STEP & ~os.O_PATH, dir_fd=here)
+            below = os.open(part, os.O_RDONLY | PATH_FLAGS & ~os.O_PATH, dir_fd=here)
             os.close(here)
             here = below
         return sorted(os.fsencode(name) for name in os.listdir(here))

@@ -18,14 +18,13 @@ from modamafs.catalog import View
 from modamafs.config import MS_NODEV, MS_NOSUID, MS_RDONLY, MountSpec, ViewSpec
 from modamafs.errors import DamagedRecord, InvalidRequest, ModamaError, MountRefused
 from modamafs.model import RECORDS, is_own_name
-from modamafs.store.backing import Store
+from modamafs.store.backing import PATH_FLAGS, Store
 from modamafs.store.records import open_records, read_record, remove_record, write_record
 
 VIEWS = b"views"
 NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,63}")
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Listed(NamedTuple):
@@ -140,9 +139,9 @@ def open_project(store: Store, project: str) -> int:
     if len(parts) != 2 or any(part in (b"", b".", b"..") or is_own_name(part) for part in parts):
         raise InvalidRequest(f"{project!r} is no project: name it as AREA/PROJECT, as in the store")
     try:
-        area = os.open(parts[0], _PATH, dir_fd=store.root_fd)
+        area = os.open(parts[0], PATH_FLAGS, dir_fd=store.root_fd)
         try:
-            return os.open(parts[1], _PATH, dir_fd=area)
+            return os.open(parts[1], PATH_FLAGS, dir_fd=area)
         finally:
             os.close(area)
     except OSError as error:

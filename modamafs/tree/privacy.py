@@ -13,10 +13,9 @@ import stat
 
 from modamafs import doors
 from modamafs.model import Caller
-from modamafs.store.backing import Store
+from modamafs.store.backing import PATH_FLAGS, Store
 
 OTHERS = 0o005
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Privacy:
@@ -67,7 +66,7 @@ class Privacy:
         if not self._may_be_private(found):
             return False
         try:
-            fd = os.open(path, _DIRECTORY, dir_fd=self._store.root_fd)
+            fd = os.open(path, PATH_FLAGS, dir_fd=self._store.root_fd)
         except OSError:
             return True
         try:
@@ -80,13 +79,9 @@ class Privacy:
         if caller.uid == 0:
             return True
         try:
-            fd = os.open(name, _DIRECTORY, dir_fd=area_fd)
+            return not doors.hides_entry(area_fd, name, with_groups(caller))
         except OSError:
             return False
-        try:
-            return not doors.hides(fd, with_groups(caller))
-        finally:
-            os.close(fd)
 
     @staticmethod
     def user(caller: Caller) -> str:

@@ -17,14 +17,13 @@ from modamafs.doors import Door, door_of
 from modamafs.index.sessions import IndexedSession
 from modamafs.model import RECORDS, Caller
 from modamafs.policy import access
-from modamafs.store.backing import Store
+from modamafs.store.backing import PATH_FLAGS, Store
 from modamafs.store.catalogue import directories, from_text, read_project, read_session
 from modamafs.views import SessionFacts
 
 BELIEVED_S = 1.0
 """For how long the list is right without looking."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Sessions:
@@ -107,7 +106,7 @@ class Sessions:
         if self._times.get(path) == ctime_ns:
             doors[path] = self._doors[path]
         else:
-            fd = os.open(raw, _PATH, dir_fd=self._store.root_fd)
+            fd = os.open(raw, PATH_FLAGS, dir_fd=self._store.root_fd)
             try:
                 doors[path] = door_of(fd)
             finally:
@@ -148,7 +147,7 @@ class Sessions:
                     continue
                 try:
                     doors[os.fsdecode(path)] = door_of(fd)
-                    above = os.open(b"..", _PATH, dir_fd=fd)
+                    above = os.open(b"..", PATH_FLAGS, dir_fd=fd)
                     doors[os.fsdecode(area)] = door_of(above)
                     os.close(above)
                     project, _ = read_project(fd)
@@ -182,7 +181,7 @@ class Sessions:
         if known is not None and known[0] == stamp:
             doors[path] = self._doors[path]
             return known
-        fd = os.open(name, _PATH, dir_fd=project_fd)
+        fd = os.open(name, PATH_FLAGS, dir_fd=project_fd)
         try:
             found = os.fstat(fd)
             doors[path] = door_of(fd)
