@@ -1,0 +1,1 @@
+"""What servers that hand a mount on are told: a module for each kind, and real ones to try out."""
