@@ -18,7 +18,7 @@ from tests.support.janitor import Janitor, clean_up
 from tests.support.targets import KINDS, MOUNTS, PASSTHROUGH, Target, Workshop
 
 REQUIRE_ALL = os.environ.get("MODAMAFS_REQUIRE_ALL") == "1"
-NEED_A_MOUNT = {"behaviour", "mounted", "attack", "faults", "conformance"}
+NEED_A_MOUNT = {"behaviour", "mounted", "attack", "faults", "conformance", "exports"}
 
 _janitor: Janitor | None = None
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from modamafs.errors import Busy, ModamaError
 from modamafs.exports import nfs, samba, webdav
@@ -53,6 +53,8 @@ class Server:
         """``directory``: made if need be; what the server keeps, and its log."""
         self.directory = directory
         self.port = port or free_port()
+        self.environment: dict[str, str] = {}
+        """What the server's environment has more than this process's."""
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -90,7 +92,13 @@ class Server:
         command = self._prepare()
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+                env=os.environ | self.environment,
             )
         try:
             self._wait_until_it_answers()
@@ -181,6 +189,7 @@ class Samba(Server):
                 text=True,
                 capture_output=True,
                 check=False,
+                env=os.environ | self.environment,
             )
             if done.returncode:
                 raise ModamaError(f"smbpasswd refuses {user}: {done.stderr.strip()}")
@@ -190,7 +199,7 @@ class Samba(Server):
 
 
 class Ganesha(Server):
-    """NFS-Ganesha; NFSv4 alone, without rpcbind."""
+    """NFS-Ganesha."""
 
     name = "ganesha"
 
@@ -201,22 +210,39 @@ class Ganesha(Server):
         port: int = 0,
         *,
         squash: str = "Root_Squash",
+        version_3: bool = False,
     ) -> None:
+        """``version_3``: as well; that takes rpcbind, which is not started here."""
         super().__init__(directory, port)
         self.shares = shares
         self.squash = squash
+        self.version_3 = version_3
 
     def _prepare(self) -> list[str]:
         ganesha = program("ganesha.nfsd", nfs.PACKAGES)
         (self.directory / "recovery").mkdir(exist_ok=True)
         configuration = self.directory / "ganesha.conf"
         configuration.write_text(
-            nfs.private(self.shares, self.directory, self.port, squash=self.squash)
+            nfs.private(
+                self.shares,
+                self.directory,
+                self.port,
+                version_3=self.version_3,
+                squash=self.squash,
+            )
         )
         return [
             ganesha, "-F", "-f", str(configuration), "-L", str(self.log),
             "-p", str(self.directory / "ganesha.pid"),
         ]  # fmt: skip
+
+
+class Identity(NamedTuple):
+    """Who a process is to the file system."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
 
 
 class WebDav(Server):
@@ -231,9 +257,9 @@ class WebDav(Server):
         users: Mapping[str, str],
         port: int = 0,
         *,
-        acts_as: str | None = None,
+        acts_as: Identity | None = None,
     ) -> None:
-        """``acts_as``: the name of a system user, with all of their groups."""
+        """``users``: names and passwords, which say nothing of whom the server acts as."""
         super().__init__(directory, port)
         self.share = share
         self.users = users
@@ -248,7 +274,11 @@ class WebDav(Server):
         command = [sys.executable, "-m", "wsgidav.server.server_cli", "--config"]
         command.append(str(configuration))
         if self.acts_as is not None:
-            shutil.chown(configuration, self.acts_as)
-            command = [program("setpriv", "util-linux"), f"--reuid={self.acts_as}",
-                       f"--regid={self.acts_as}", "--init-groups", *command]  # fmt: skip
+            uid, gid, groups = self.acts_as
+            os.chown(configuration, uid, gid)
+            command = [
+                program("setpriv", "util-linux"), f"--reuid={uid}", f"--regid={gid}",
+                f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups",
+                *command,
+            ]  # fmt: skip
         return command

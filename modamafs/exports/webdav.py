@@ -17,9 +17,19 @@ def configuration(share: Share, port: int, users: dict[str, str]) -> dict[str, A
         "port": port,
         "server": "cheroot",
         "provider_mapping": {
-            f"/{share.name}": {"root": str(share.path), "readonly": share.read_only}
+            f"/{share.name}": {
+                "class": "modamafs.exports.webdav_provider.Provider",
+                "args": [str(share.path)],
+                "kwargs": {"readonly": share.read_only, "fs_opts": {"follow_symlinks": True}},
+            }
         },
-        "fs_dav_provider": {"follow_symlinks": True},
+        "middleware_stack": [
+            "wsgidav.error_printer.ErrorPrinter",
+            "modamafs.exports.webdav_provider.Refusals",
+            "wsgidav.http_authenticator.HTTPAuthenticator",
+            "wsgidav.dir_browser.WsgiDavDirBrowser",
+            "wsgidav.request_resolver.RequestResolver",
+        ],
         "http_authenticator": {
             "accept_basic": True,
             "accept_digest": True,
