@@ -1129,6 +1129,59 @@ static PyObject *py_pack_entries(PyObject *self, PyObject *args)
     return Py_BuildValue("(Nn)", packed, index - start);
 }
 
+struct dirent64 {
+    uint64_t ino;
+    int64_t off;
+    unsigned short reclen;
+    unsigned char type;
+    char name[];
+} __attribute__((packed));
+
+PyDoc_STRVAR(pack_names_doc,
+"pack_names(dirents: bytes, size: int, hidden: bytes, hidden_prefix: bytes) -> bytes\n\n"
+"The body of a READDIRPLUS reply that says nothing of the entries but their names (nodeid 0): as many\n"
+"of the linux_dirent64 records as fit into `size` bytes, without the name `hidden` and those that begin\n"
+"with `hidden_prefix`. For a directory of which the kernel knows the entries.");
+
+static PyObject *py_pack_names(PyObject *self, PyObject *args)
+{
+    const char *records, *hidden, *prefix;
+    Py_ssize_t got, size, prefix_length, at = 0, from = 0;
+    (void)self;
+
+    if (!PyArg_ParseTuple(args, "y#nyy#", &records, &got, &size, &hidden, &prefix, &prefix_length))
+        return NULL;
+    PyObject *packed = PyBytes_FromStringAndSize(NULL, size);
+    if (!packed)
+        return NULL;
+    while (from + (Py_ssize_t)sizeof(struct dirent64) < got) {
+        const struct dirent64 *record = (const struct dirent64 *)(records + from);
+        struct direntplus entry = {0};
+        if (record->reclen <= sizeof *record || from + record->reclen > got)
+            break;
+        size_t length = strnlen(record->name, record->reclen - sizeof *record);
+        from += record->reclen;
+        if (!strcmp(record->name, hidden) || !strncmp(record->name, prefix, (size_t)prefix_length))
+            continue;
+        Py_ssize_t end = at + (Py_ssize_t)(sizeof entry + length);
+        Py_ssize_t padded = (end + 7) & ~(Py_ssize_t)7;
+        if (padded > size)
+            break;
+        entry.ino = record->ino;
+        entry.off = (uint64_t)record->off;
+        entry.namelen = (uint32_t)length;
+        entry.type = record->type;
+        char *to = PyBytes_AS_STRING(packed) + at;
+        memcpy(to, &entry, sizeof entry);
+        memcpy(to + sizeof entry, record->name, length);
+        memset(to + sizeof entry + length, 0, (size_t)(padded - end));
+        at = padded;
+    }
+    if (_PyBytes_Resize(&packed, at))
+        return NULL;
+    return packed;
+}
+
 PyDoc_STRVAR(set_quick_doc,
 "set_quick(functions: dict[int, Callable], root_ino: int, changing: set[int]) -> None\n\n"
 "Answer requests with these functions, by opcode. Each returns an errno (0: done), NotImplemented for\n"
@@ -1216,6 +1269,7 @@ static PyMethodDef module_methods[] = {
     {"ready", py_ready, METH_O, ready_doc},
     {"set_open", py_set_open, METH_VARARGS, set_open_doc},
     {"reply", py_reply, METH_VARARGS, reply_doc},
+    {"pack_names", py_pack_names, METH_VARARGS, pack_names_doc},
     {"pack_entries", py_pack_entries, METH_VARARGS, pack_entries_doc},
     {"set_quick", py_set_quick, METH_VARARGS, set_quick_doc},
     {"set_timeouts", py_set_timeouts, METH_VARARGS, set_timeouts_doc},

@@ -35,7 +35,7 @@ from modamafs.fuse.channel import (
     scheduler,
 )
 from modamafs.fuse.virtual import Commands, Virtual, is_ours
-from modamafs.model import ROOT, Attributes, Caller
+from modamafs.model import RECORDS, ROOT, TEMPORARY, Attributes, Caller
 from modamafs.store import backing
 from modamafs.tree.core import LARGE_BYTES, Tree
 from modamafs.tree.handles import Entry, Handle
@@ -56,6 +56,8 @@ INLINE_FALLOCATE_BYTES = 1 << 20
 SCAN_BYTES = 8192
 """How much of a directory is read at a time: about what one reply to the kernel holds."""
 
+NAMES_IN_REPLY = 5
+"""How much longer an entry is in a reply of READDIRPLUS than in one of getdents64(2), about."""
 LISTED_DIRECTORIES = 4096
 
 CHANGING_TIMEOUT_S = 0.0
@@ -590,7 +592,8 @@ class Operations(pyfuse3.Operations):
         handle.caller = caller
         if is_virtual(inode) or self._virtual.depends_on_caller(handle):
             return handle, 0
-        return handle, FOPEN_CACHE_DIR | (FOPEN_KEEP_CACHE if self._was_just_listed(inode) else 0)
+        handle.is_known = self._was_just_listed(inode)
+        return handle, FOPEN_CACHE_DIR | (FOPEN_KEEP_CACHE if handle.is_known else 0)
 
     def _was_just_listed(self, inode: int) -> bool:
         """Whether the kernel still believes the entries of the last listing.
@@ -636,9 +639,15 @@ class Operations(pyfuse3.Operations):
         return handle, self._virtual.listed_besides(handle, offset)
 
     def _readdirplus(self, ino: int, caller: Caller, fh: int, offset: int, size: int) -> bytes:
+        if self.tree.handles.get(fh).is_known and not is_ours(offset):
+            # Something in it has changed, so the names are asked for; the rest the kernel knows.
+            names = self.tree.names(fh, offset, size // NAMES_IN_REPLY)
+            packed = _channel.pack_names(names, size, RECORDS, TEMPORARY) if names else b""
+            if packed:
+                return packed
         handle, entries = self._entries(fh, offset, caller)
-        is_ours = bool(entries[handle.position :]) and is_virtual(entries[handle.position][2].ino)
-        timeouts = self._unwatched if is_ours else self._timeouts
+        are_ours = bool(entries[handle.position :]) and is_virtual(entries[handle.position][2].ino)
+        timeouts = self._unwatched if are_ours else self._timeouts
         packed, count = _channel.pack_entries(
             entries,
             handle.position,

@@ -497,6 +497,33 @@ static PyObject *Volume_scan(Volume *self, PyObject *const *args, Py_ssize_t cou
     return entries;
 }
 
+PyDoc_STRVAR(Volume_names_doc,
+"names(fd: int, offset: int, size_bytes: int) -> bytes\n\n"
+"Entries of an open directory from a position on, without their attributes: the linux_dirent64 records\n"
+"of getdents64(2), as many as it puts into size_bytes; none at the end.");
+
+static PyObject *Volume_names(Volume *self, PyObject *const *args, Py_ssize_t count)
+{
+    char buffer[65536] __attribute__((aligned(8)));
+    (void)self;
+
+    if (count != 3)
+        return PyErr_Format(PyExc_TypeError, "names() takes fd, offset and size_bytes");
+    int fd = (int)PyLong_AsLong(args[0]);
+    long long offset = PyLong_AsLongLong(args[1]);
+    long size = PyLong_AsLong(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (size < 512)
+        size = 512;
+    if (size > (long)sizeof buffer)
+        size = (long)sizeof buffer;
+    if (lseek(fd, offset, SEEK_SET) < 0)
+        return os_error();
+    long got = syscall(SYS_getdents64, fd, buffer, (size_t)size);
+    return got < 0 ? os_error() : PyBytes_FromStringAndSize(buffer, got);
+}
+
 static PyObject *Volume_get_kind(Volume *self, void *closure)
 {
     static const char *names[] = {"other", "ext4", "xfs", "btrfs"};
@@ -522,6 +549,7 @@ static PyMethodDef Volume_methods[] = {
     {"attributes_of", (PyCFunction)Volume_attributes_of, METH_O, Volume_attributes_of_doc},
     {"getxattr", (PyCFunction)(void (*)(void))Volume_getxattr, METH_FASTCALL, Volume_getxattr_doc},
     {"lookup", (PyCFunction)(void (*)(void))Volume_lookup, METH_FASTCALL, Volume_lookup_doc},
+    {"names", (PyCFunction)(void (*)(void))Volume_names, METH_FASTCALL, Volume_names_doc},
     {"scan", (PyCFunction)(void (*)(void))Volume_scan, METH_FASTCALL, Volume_scan_doc},
     {0},
 };

@@ -781,6 +781,17 @@ class Tree:
             handle.offset = offset
         return handle, handle.entries
 
+    def names(self, fh: int, offset: int, size_bytes: int) -> bytes | None:
+        """Entries from a position on, as ``linux_dirent64`` records, our own names among them.
+
+        None where they can't be told without a look at each.
+        """
+        handle = self.handles.get(fh)
+        fd = self.descriptor(handle)
+        if handle.ino == self.inodes.root_ino or not self.scope.is_whole:
+            return None
+        return self._volume.names(fd, offset, size_bytes)
+
     def _scan(self, handle: Handle, offset: int, size_bytes: int) -> list[Entry]:
         fd = self.descriptor(handle)
         whole = self.scope.is_whole or not self.scope.is_fixed(fd)

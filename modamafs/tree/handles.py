@@ -43,6 +43,8 @@ class Handle:
     """Who opened a directory, as this worker was told; None after another worker."""
     private: bool | None = None
     """Of a directory: whether what is listed depends on who asks; None: not known yet."""
+    is_known: bool = False
+    """Of a directory: whether the kernel still believes what it was told of all of its entries."""
     entries: list[Entry] = field(default_factory=list)
     """Directories: the entries that were read last, and not all handed out yet."""
     position: int = 0

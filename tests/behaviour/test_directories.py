@@ -27,6 +27,15 @@ def names(directory: Path) -> list[str]:
     return sorted(entry.name for entry in directory.iterdir())
 
 
+def kinds(directory: Path) -> dict[str, str]:
+    """What is in it, and of which kind a listing says each is."""
+    with os.scandir(directory) as entries:
+        return {
+            entry.name: "directory" if entry.is_dir(follow_symlinks=False) else "other"
+            for entry in entries
+        }
+
+
 # making and removing
 
 
@@ -392,3 +401,24 @@ def test_a_tree_deeper_than_path_max(root: Path) -> None:
     os.close(directory)
     shutil.rmtree(root / "renamed")
     assert names(root) == []
+
+
+def test_a_directory_that_was_just_listed_is_listed_right_after_each_change(root: Path) -> None:
+    expected = {}
+    for number in range(300):  # more than one reply holds
+        name = f"{number:03}".rjust(60, "x")
+        (root / name).mkdir() if number % 3 == 0 else (root / name).touch()
+        expected[name] = "directory" if number % 3 == 0 else "other"
+    assert kinds(root) == expected
+    for number in range(10):
+        (root / f"new{number}").touch()
+        expected[f"new{number}"] = "other"
+        assert kinds(root) == expected
+        (root / f"new{number}").rename(root / f"moved{number}")
+        del expected[f"new{number}"]
+        expected[f"moved{number}"] = "other"
+        assert kinds(root) == expected
+        assert (root / f"moved{number}").stat().st_size == 0
+    (root / "moved0").unlink()
+    del expected["moved0"]
+    assert kinds(root) == expected

@@ -251,6 +251,50 @@ def test_pack_entries_takes_no_other_types() -> None:
         pack((good,))  # type: ignore[arg-type]
 
 
+# ---- pack_names ----------------------------------------------------------------------------------
+
+LINUX_DIRENT64 = struct.Struct("=QqHB")
+
+
+def dirents(*entries: tuple[bytes, int, int]) -> bytes:
+    """What getdents64(2) gives: (name, position, type), the inode is the position and 100."""
+    packed = b""
+    for name, offset, kind in entries:
+        length = (LINUX_DIRENT64.size + len(name) + 1 + 7) // 8 * 8
+        head = LINUX_DIRENT64.pack(offset + 100, offset, length, kind)
+        packed += (head + name + b"\0").ljust(length, b"\0")
+    return packed
+
+
+def test_names_are_told_without_attributes() -> None:
+    records = dirents((b"caf\xe9", 7, 8), (b"d" * 255, (1 << 63) - 101, 4))
+    first, second = unpack(_channel.pack_names(records, 4096, b".modama", b".modama~"))
+    assert first == (k.ENTRY_OUT.unpack(bytes(128)), (107, 7, 4, 8), b"caf\xe9")
+    assert second[1:] == (((1 << 63) - 1, (1 << 63) - 101, 255, 4), b"d" * 255)
+
+
+def test_our_own_names_are_not_told() -> None:
+    records = dirents(
+        (b".modama", 1, 4), (b".modama~12", 2, 8), (b".modama.txt", 3, 8), (b"x", 4, 8)
+    )
+    told = unpack(_channel.pack_names(records, 4096, b".modama", b".modama~"))
+    assert [name for _, _, name in told] == [b".modama.txt", b"x"]
+
+
+def test_as_many_names_as_fit() -> None:
+    records = dirents(*((b"%03d" % number, number, 8) for number in range(1, 100)))
+    told = unpack(_channel.pack_names(records, 160 * 3 + 159, b"", b"none"))
+    assert [name for _, _, name in told] == [b"001", b"002", b"003"]
+    assert _channel.pack_names(b"", 4096, b"", b"none") == b""
+
+
+def test_records_that_are_cut_off_end_the_list() -> None:
+    whole = dirents((b"first", 1, 8), (b"second", 2, 8))
+    for length in range(len(whole)):
+        told = unpack(_channel.pack_names(whole[:length], 4096, b"", b"none"))
+        assert [name for _, _, name in told] == [b"first"][: length // 32]
+
+
 # ---- wrong arguments, many times -----------------------------------------------------------------
 
 
