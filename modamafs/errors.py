@@ -25,6 +25,15 @@ class Sealed(ModamaError):
     errno = errno.EROFS
 
 
+class SealedForWriting(Sealed):
+    """It was opened to read and write at once: who is told EACCES tries again, to read alone.
+
+    NFS-Ganesha does so (and only then) to lock a file that a client has open for reading.
+    """
+
+    errno = errno.EACCES
+
+
 class ReadOnlyMount(ModamaError):
     """The mount was made with ``--read-only``."""
 

@@ -16,7 +16,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
-from modamafs.errors import ModamaError, NotOnThisVolume, Reserved, StaleHandle
+from modamafs.errors import (
+    ModamaError,
+    NotOnThisVolume,
+    Reserved,
+    Sealed,
+    SealedForWriting,
+    StaleHandle,
+)
 from modamafs.model import RECORDS, ROOT, TEMPORARY, Attributes, Caller, Operation, is_own_name
 from modamafs.policy.access import READ, SEARCH, masked
 from modamafs.policy.decide import decide
@@ -620,7 +627,12 @@ class Tree:
             return handle
         access = self._access(flags) | os.O_NONBLOCK
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
-            fd = self._open_to_write(node, access)
+            try:
+                fd = self._open_to_write(node, access)
+            except Sealed as error:
+                if flags & (os.O_ACCMODE | os.O_TRUNC) == os.O_RDWR:
+                    raise SealedForWriting(error.message) from error
+                raise
         else:
             fd = self.inodes.open(node, access)
         try:

@@ -570,10 +570,12 @@ def attempt(doors: Iterable[Door], way: Way) -> dict[str, int | None]:
 def refusals(door: Door, who: str, *, by_us: bool) -> frozenset[int]:
     """What counts as a refusal: where the kernel decides first, ordinary users see EACCES.
 
-    ``by_us``: no file system says no before the mount does, so root is told EROFS and nothing else.
+    ``by_us``: no file system says no before the mount does, so root is told EROFS and nothing else,
+    or EACCES of what is opened to read as well.
     """
     if who == "root":
-        return door.by_nature | ({errno.EROFS} if by_us else {errno.EROFS, errno.EPERM})
+        own = {errno.EROFS, errno.EACCES}
+        return door.by_nature | (own if by_us else own | {errno.EPERM})
     return door.by_nature | {errno.EROFS, errno.EPERM, errno.EACCES}
 
 
