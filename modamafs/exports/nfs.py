@@ -6,6 +6,7 @@ Source: ganesha-export-config(8) and ganesha-vfs-config(8) of 4.3; what was meas
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -85,3 +86,25 @@ def kernel_export(share: Share, clients: str = "10.0.0.0/24") -> str:
 # number that lasts, so fsid is mandatory; replace the clients by yours.
 {path} {clients}({access},sync,no_subtree_check,fsid={share.uuid},root_squash)
 """
+
+
+def own_file(directory: Path, share: Share) -> Path:
+    """Where a share's export is kept; ``directory``: of ``ganesha.conf``."""
+    return directory / "modamafs" / f"{share.name}.conf"
+
+
+def include(directory: Path, share: Share) -> str:
+    """The line of ``ganesha.conf`` that reads it."""
+    return f'%include "{own_file(directory, share)}"'
+
+
+def taken(text: str, share: Share) -> str | None:
+    """What of a configuration is in the way of a share: its name, or its number; or None."""
+    for key, value in re.findall(r"^\s*(Pseudo|Export_Id|Tag)\s*=\s*([^;]+);", text, re.M | re.I):
+        plain = value.strip().strip('"')
+        if key.lower() == "export_id":
+            if plain.isdigit() and int(plain) == share.number:
+                return f"Export_Id = {plain}"
+        elif plain.strip("/") == share.name:
+            return f"{key} = {value.strip()}"
+    return None

@@ -73,6 +73,9 @@ class NfsClient(Client):
     """As a user of another machine: root there or anybody, by number."""
 
     protocol = "NFS"
+    _is_lost = False
+    """The connection broke: libnfs 4.0 would tell those that are waiting for an answer, when the
+    context is given back; but they wait no more, and it crashes."""
 
     def __init__(
         self,
@@ -120,7 +123,7 @@ class NfsClient(Client):
 
     def close(self) -> None:
         """Hang up."""
-        if self._context:
+        if self._context and not self._is_lost:
             self._library.nfs_destroy_context(self._context)
             self._context = c_void_p()
 
@@ -131,7 +134,9 @@ class NfsClient(Client):
     def _call(self, name: str, *arguments: Any, path: str) -> int:
         result = int(getattr(self._library, f"nfs_{name}")(self._context, *arguments))
         if result < 0:
-            raise error(-result, self._words(), path)
+            words = self._words()
+            self._is_lost = self._is_lost or words.startswith("nfs_service failed")
+            raise error(-result, words, path)
         return result
 
     @staticmethod
@@ -179,12 +184,13 @@ class NfsClient(Client):
 
     def pwrite(self, handle: c_void_p, offset: int, data: bytes) -> None:
         """All of them."""
-        while data:
-            piece = data[: self._write_bytes]
+        left = memoryview(data)
+        while left:
+            piece = bytes(left[: self._write_bytes])
             done = self._call(
                 "pwrite", handle, c_uint64(offset), c_uint64(len(piece)), piece, path=""
             )
-            data, offset = data[done:], offset + done
+            left, offset = left[done:], offset + done
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """By READ."""

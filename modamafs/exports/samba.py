@@ -5,6 +5,7 @@ Source: smb.conf(5) of Samba 4.17; what was measured is in ``docs/exports/samba.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -89,3 +90,19 @@ def private(
 
 DIRECTORIES = ("private", "lock", "state", "cache", "pid", "ncalrpc")
 """What ``private`` needs in its directory."""
+
+
+def own_file(directory: Path, share: Share) -> Path:
+    """Where a share's section is kept; ``directory``: of ``smb.conf``."""
+    return directory / "modamafs" / f"{share.name}.conf"
+
+
+def include(directory: Path, share: Share) -> str:
+    """The line of ``smb.conf`` that reads it."""
+    return f"include = {own_file(directory, share)}"
+
+
+def sections(text: str) -> set[str]:
+    """The names of all shares that a configuration has, as testparm(1) prints it."""
+    found = re.findall(r"^\s*\[(.+?)\]\s*$", text, re.MULTILINE)
+    return {name.lower() for name in found}

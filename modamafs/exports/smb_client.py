@@ -72,7 +72,12 @@ class SmbClient(Client):
         return self._root + "\\" + path.replace("/", "\\")
 
     def _ask(self, path: str, call: Callable[[], Result]) -> Result:
-        from smbprotocol.exceptions import SMBAuthenticationError, SMBOSError, SMBResponseException
+        from smbprotocol.exceptions import (
+            SMBAuthenticationError,
+            SMBException,
+            SMBOSError,
+            SMBResponseException,
+        )
 
         try:
             return call()
@@ -81,6 +86,10 @@ class SmbClient(Client):
             raise error(_ERRNO.get(status, errno.EIO), f"NT status {status:#x}", path) from refused
         except SMBAuthenticationError as refused:
             raise error(errno.EACCES, str(refused).splitlines()[0], path) from refused
+        except (SMBException, ValueError) as failed:
+            if isinstance(failed.__cause__, OSError):  # of connecting
+                raise failed.__cause__ from failed
+            raise error(errno.EIO, str(failed).splitlines()[0], path) from failed
 
     def listing(self, path: str = "") -> list[str]:
         """By QUERY_DIRECTORY."""

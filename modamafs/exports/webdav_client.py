@@ -33,9 +33,20 @@ class WebDavClient(Client):
 
     protocol = "WebDAV"
 
-    def __init__(self, server: str, port: int, root: str, user: str, password: str) -> None:
-        """``root``: the path of the share on the server, like "/data"."""
-        self._connection = http.client.HTTPConnection(server, port, timeout=TIMEOUT_S)
+    def __init__(
+        self,
+        server: str,
+        port: int,
+        root: str,
+        user: str,
+        password: str,
+        *,
+        is_secure: bool = False,
+    ) -> None:
+        """``root``: the share's path on the server, like "/data"; ``is_secure``: by TLS."""
+        kind = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
+        self._connection = kind(server, port, timeout=TIMEOUT_S)
+        self._connection.connect()
         self._root = "/" + root.strip("/")
         secret = base64.b64encode(f"{user}:{password}".encode()).decode()
         self._headers = {"Authorization": f"Basic {secret}"}

@@ -24,11 +24,11 @@ class Refusals(BaseMiddleware):  # type: ignore[misc]
         """WSGI."""
         try:
             yield from self.next_app(environ, start_response)
-        except DAVError as error:
-            cause = error.src_exception
-            if error.value != HTTP_INTERNAL_ERROR or not isinstance(cause, OSError):
-                raise
-            if cause.errno not in REFUSALS:
+        except (DAVError, OSError) as error:
+            cause = error
+            if isinstance(error, DAVError) and error.value == HTTP_INTERNAL_ERROR:
+                cause = error.src_exception
+            if not isinstance(cause, OSError) or cause.errno not in REFUSALS:
                 raise
             raise DAVError(HTTP_FORBIDDEN, cause.strerror) from error
 
