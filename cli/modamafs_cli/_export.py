@@ -46,7 +46,7 @@ def shared(path: str, name: str | None, *, read_only: bool) -> tuple[Share, Runn
     directory = Path(real)
     _warn_of_fallback(mount)
     made = share(
-        name or directory.name or "data",
+        (directory.name or "data") if name is None else name,
         directory,
         Path(mount.spec.mountpoint),
         read_only=read_only or mount.spec.read_only,

@@ -204,9 +204,9 @@ def _checked(console: Console, one: Served, shown: Share) -> dict[str, Any]:
 
 
 def _wait(console: Console, place: Place) -> None:
-    _say(console, f"\nThe same files, local: {place.data}", "bold")
-    _say(console, "Ctrl-C stops the servers and removes everything.")
     with contextlib.suppress(KeyboardInterrupt):
+        _say(console, f"\nThe same files, local: {place.data}", "bold")
+        _say(console, "Ctrl-C stops the servers and removes everything.")
         signal.pause()
 
 

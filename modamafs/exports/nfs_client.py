@@ -62,7 +62,7 @@ def _load() -> ctypes.CDLL:
         library = ctypes.CDLL("libnfs.so.13")
     except OSError as missing:
         raise ModamaError(f"libnfs is not installed: 'apt install {PACKAGE}'") from missing
-    for name in ("nfs_init_context", "nfs_parse_url_dir"):
+    for name in ("nfs_init_context", "nfs_parse_url_dir", "libnfs_authunix_create"):
         getattr(library, name).restype = c_void_p
     library.nfs_get_error.restype = c_char_p
     library.nfs_readdir.restype = POINTER(_Entry)
@@ -86,12 +86,14 @@ class NfsClient(Client):
         version: int = 4,
         uid: int = 0,
         gid: int = 0,
+        groups: tuple[int, ...] = (),
         mount_port: int = 0,
     ) -> None:
-        """``mount_port``: of NFSv3; 0: rpcbind is asked. OSError: the server refuses."""
+        """``groups``: the others that the user is in. ``mount_port``: of NFSv3; 0: rpcbind is
+        asked. OSError: the server refuses."""
         self._again: dict[str, Any] = {
             "server": server, "port": port, "export": export, "version": version,
-            "uid": uid, "gid": gid, "mount_port": mount_port,
+            "uid": uid, "gid": gid, "groups": groups, "mount_port": mount_port,
         }  # fmt: skip
         self._library = _load()
         self._context = c_void_p(self._library.nfs_init_context())
@@ -104,18 +106,24 @@ class NfsClient(Client):
         self._write_bytes = WRITE_BYTES[version]
         try:
             self._connect(
-                f"nfs://{server}/{export}?nfsport={port}&version={version}&uid={uid}&gid={gid}"
-                + (f"&mountport={mount_port}" if mount_port else "")
+                f"nfs://{server}/{export}?nfsport={port}&version={version}"
+                + (f"&mountport={mount_port}" if mount_port else ""),
+                uid,
+                gid,
+                groups,
             )
         except BaseException:
             self.close()
             raise
 
-    def _connect(self, url: str) -> None:
+    def _connect(self, url: str, uid: int, gid: int, groups: tuple[int, ...]) -> None:
         parsed = c_void_p(self._library.nfs_parse_url_dir(self._context, c_char_p(url.encode())))
         if not parsed:
             raise error(errno.EINVAL, self._words(), url)
         server, path = ctypes.cast(parsed, POINTER(c_char_p))[:2]
+        numbers = (c_uint32 * len(groups))(*groups)
+        who = self._library.libnfs_authunix_create(b"modamafs", uid, gid, len(groups), numbers)
+        self._library.nfs_set_auth(self._context, c_void_p(who))
         try:
             self._call("mount", server, path, path=url)
         finally:

@@ -97,8 +97,9 @@ def carry_out(steps: Iterable[Step]) -> None:
         for step in steps:
             if step.action == "leave":
                 continue
-            undo.append((step.path, _read(step.path)))
+            before = _read(step.path)
             _write(step.path, step.content)
+            undo.append((step.path, before))
     except BaseException:
         for path, before in reversed(undo):
             _write(path, before)

@@ -5,14 +5,18 @@ Needs the extra ``exports``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from modamafs.errors import ModamaError
 from modamafs.exports.client import Client, Seen, error
 
 READ_ONLY, DIRECTORY = 0x1, 0x10
+DELETE = 0x10000
+OPEN = 1
+_SHARE_ALL = 0x7
 _SHARED, _AT_ONCE, _UNLOCK = 0x1, 0x10, 0x4
 _ERRNO = {
     0xC0000022: errno.EACCES,  # ACCESS_DENIED
@@ -168,7 +172,65 @@ class SmbClient(Client):
 
     def rename(self, old: str, new: str) -> None:
         """By SET_INFO, replacing what is there."""
-        self._ask(old, lambda: self._smb.replace(self.path(old), self.path(new), **self._with))
+        # smbclient.replace() opens what is there to execute it, and few files are programs.
+        from smbprotocol.file_info import FileRenameInformation
+
+        renaming = FileRenameInformation()
+        renaming["replace_if_exists"] = True
+        renaming["file_name"] = new.replace("/", "\\")
+        with self.opened(old, DELETE) as opened:
+            self.set_info(opened, renaming)
+
+    @contextlib.contextmanager
+    def opened(
+        self,
+        path: str,
+        access: int,
+        disposition: int = OPEN,
+        options: int = 0,
+        attributes: int = 0,
+    ) -> Iterator[Any]:
+        """An entry of any kind, by CREATE, for single requests: smbprotocol's ``Open``.
+
+        ``access``, ``disposition``, ``options`` and ``attributes`` are those of [MS-SMB2] 2.2.13.
+        """
+        from smbclient._pool import get_smb_tree
+        from smbprotocol.open import ImpersonationLevel, Open
+
+        tree, name = self._ask(path, lambda: get_smb_tree(self.path(path), **self._with))
+        entry = Open(tree, name)
+        self._ask(
+            path,
+            lambda: entry.create(
+                ImpersonationLevel.Impersonation,
+                access, attributes, _SHARE_ALL, disposition, options,
+            ),
+        )  # fmt: skip
+        try:
+            yield entry
+        finally:
+            self._ask(path, entry.close)
+
+    def send(self, opened: Any, request: Any) -> Any:
+        """One more request about what is open; returns the server's answer to it."""
+        tree = opened.tree_connect
+
+        def ask() -> Any:
+            sent = opened.connection.send(request, tree.session.session_id, tree.tree_connect_id)
+            return opened.connection.receive(sent)
+
+        return self._ask(opened.file_name, ask)
+
+    def set_info(self, opened: Any, information: Any) -> None:
+        """SET_INFO, of a structure of [MS-FSCC] 2.4."""
+        from smbprotocol.open import SMB2SetInfoRequest
+
+        request = SMB2SetInfoRequest()
+        request["info_type"] = information.INFO_TYPE
+        request["file_info_class"] = information.INFO_CLASS
+        request["file_id"] = opened.file_id
+        request["buffer"] = information
+        self.send(opened, request)
 
     def utime(self, path: str, mtime_s: int) -> None:
         """By SET_INFO."""
@@ -180,22 +242,12 @@ class SmbClient(Client):
         from smbprotocol.open import SMB2LockElement, SMB2LockRequest
 
         with self.open(path, "rb") as file:
-            opened = file.fd
-            session = opened.tree_connect.session
             for flags in (_SHARED | _AT_ONCE, _UNLOCK):
                 element = SMB2LockElement()
                 element["offset"] = 0
                 element["length"] = (1 << 63) - 1
                 element["flags"] = flags
                 request = SMB2LockRequest()
-                request["file_id"] = opened.file_id
+                request["file_id"] = file.fd.file_id
                 request["locks"] = [element]
-
-                def lock(request: Any = request) -> None:
-                    connection = session.connection
-                    sent = connection.send(
-                        request, session.session_id, opened.tree_connect.tree_connect_id
-                    )
-                    connection.receive(sent)
-
-                self._ask(path, lock)
+                self.send(file.fd, request)
