@@ -62,3 +62,7 @@ LANDING_LIST_S = 0.5
 """Listing the landing directories of 10,000 sessions, warm."""
 LANDING_CAT_S = 0.005
 """One `cat seal/state` in there, the median."""
+EXPORT_READ, EXPORT_WRITE = 0.95, 0.9
+"""Rate of a server over the mount, to that of the same server over the bare directory."""
+EXPORT_SMALL_TIMES = 5.0
+"""Time for 1000 small files over SMB, the case of names ignored, in times of the bare directory."""
