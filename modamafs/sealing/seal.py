@@ -24,6 +24,7 @@ from modamafs.errors import Busy, DamagedRecord, InvalidRequest
 from modamafs.model import Caller, SealState
 from modamafs.policy import decide
 from modamafs.sealing import immutable
+from modamafs.sealing.announce import announce, withdraw
 from modamafs.sealing.contents import Entry, contents
 from modamafs.sealing.hashing import Hasher, Pace
 from modamafs.sealing.manifest import ATTRIBUTES, Hashes, Line, b3sum_line, line_of, mtree_lines
@@ -248,6 +249,8 @@ class _Sealing:
                 self.progress.step("remembering")
                 self.place.write_history(event, once=True)
                 remembered = True
+                announce(self.place, "sealed", record)
+                self.progress.step("announced")
         except OSError as error:
             if remembered:
                 said = {"event": "not sealed", "path": record["path"], "id": record["id"]}
@@ -499,6 +502,7 @@ def _change_flags(
 
 def _roll_back(place: Place, records: int, record: dict[str, Any]) -> None:
     """Leave it open, as it was. If that fails as well, ``sealing`` stays, and shut it stays."""
+    withdraw(place, "sealed", record)
     _thaw(place, record, Progress())
     _unmark(place, record)
     _remove_records(place, records)
@@ -567,6 +571,7 @@ def _open(place: Place, records: int, record: dict[str, Any], progress: Progress
     }
     progress.step("remembering")
     place.write_history(event, once=True)
+    announce(place, "unsealed", record)
     progress.step("thawing")
     _thaw(place, record, progress)
     progress.step("unmarking")
