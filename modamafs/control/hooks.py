@@ -25,6 +25,7 @@ class Hooks:
 
     def __init__(self, runtime: Path, *, is_watched: bool) -> None:
         self._runtime = runtime
+        self._mount = runtime.stat().st_ino
         self._is_watched = is_watched
         self.state: dict[str, Any] = {"state": "off", "message": "none are configured"}
         """What ``status`` says of them."""
@@ -34,9 +35,9 @@ class Hooks:
         self.state = {"state": "off", "message": why}
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Until it is unmounted: what is still open then needs none."""
         pause_s = SHORTEST_PAUSE_S
-        while True:
+        while self._is_mounted():
             self.state = {"state": "starting", "message": ""}
             began_s = trio.current_time()
             try:
@@ -48,6 +49,12 @@ class Hooks:
             lived_s = trio.current_time() - began_s
             pause_s = SHORTEST_PAUSE_S if lived_s > STABLE_S else min(LONGEST_PAUSE_S, pause_s * 2)
             await trio.sleep(pause_s)
+
+    def _is_mounted(self) -> bool:
+        try:
+            return self._runtime.stat().st_ino == self._mount
+        except FileNotFoundError:
+            return False
 
     async def _live(self) -> None:
         """One process's life; its standard input ends with this one."""
@@ -64,7 +71,7 @@ class Hooks:
         try:
             async for line in lines_of(process.stdout):
                 self.state = json.loads(line)
-            level = logging.WARNING if self._runtime.exists() else logging.INFO
+            level = logging.WARNING if self._is_mounted() else logging.INFO
             log.log(level, "hooks-died pid=%d", process.pid)
         finally:
             process.kill()

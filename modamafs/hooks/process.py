@@ -76,6 +76,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runtime", type=Path, required=True)
     parser.add_argument("--watched", action="store_true")
     options = parser.parse_args(arguments)
+    try:
+        return _serve(options)
+    except FileNotFoundError:
+        if options.runtime.exists():
+            raise
+        return 0  # unmounted meanwhile
+
+
+def _serve(options: argparse.Namespace) -> int:
     spec = load_mount_spec(options.runtime)
     logging.basicConfig(
         stream=sys.stderr,
@@ -117,9 +126,9 @@ class Hooks:
         self._runs = _run_log(runtime / "hooks.log")
         self._runtime = runtime
         self._mount = runtime.stat().st_ino
+        self._wants_changes = any("changed" in hook.on for hook in hooks.values())
         self._follows: _Follower | None = None
-        if any("changed" in hook.on for hook in hooks.values()) and spec.index_dir:
-            self._follows = _Follower(store, Path(spec.index_dir), directory / "changes.json")
+        """Made when it has the lock: until then another process moves the position on."""
         self._is_watched = is_watched
         self._due = 0
         self._lock_fd: int | None = None
@@ -167,6 +176,9 @@ class Hooks:
             os.close(fd)
             return False
         self._lock_fd = fd
+        if self._wants_changes and self._spec.index_dir:
+            path = self._directory / "changes.json"
+            self._follows = _Follower(self._store, Path(self._spec.index_dir), path)
         return True
 
     # ---- what has happened ------------------------------------------------------------------
@@ -285,7 +297,7 @@ class Hooks:
     def _message(self) -> str:
         if self._lock_fd is None:
             return "another mount of the store runs them"
-        if any("changed" in hook.on for hook in self._hooks.values()):
+        if self._wants_changes:
             if self._follows is None:
                 return "nobody is told of changes: the store has no index"
             if self._follows.trouble:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import pwd
 import resource
@@ -19,6 +20,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 import msgspec
+
+log = logging.getLogger(__name__)
 
 OUTPUT_BYTES = 2000
 """Of what a command writes, the last ones are kept."""
@@ -68,6 +71,8 @@ def run(
             os.dup2(null, 1)
             kept = _Keeper(command, environment, user, timeout_s, alive).keep()
             os.write(writer, msgspec.json.encode(kept))
+        except Exception:
+            log.exception("keeper-failed")
         finally:
             os._exit(0)
     os.close(writer)
@@ -91,7 +96,7 @@ def run(
         os.close(ours)
     if answer:
         return msgspec.json.decode(answer, type=Run)
-    return Run(None, error="the process that watches over it was killed")
+    return Run(None, error="the process that watches over it has died")
 
 
 class _Keeper:

@@ -456,22 +456,29 @@ def test_what_happens_while_nothing_is_mounted(
 def test_one_mount_of_a_store_runs_them(
     workshop: Workshop, store: Path, recorder: Recorder
 ) -> None:
-    configure(store, for_seals(recorder))
+    configure(store, for_seals(recorder) + for_changes(recorder))
     raw = os.fsdecode(SESSION) + "/raw"
     path = SESSION + b"/raw"
     with Mount(store, workshop.mountpoint(f"{store.name}-2")) as second:
         wait_for_hooks(second)
         with Mount(store, workshop.mountpoint(store.name)) as first:
             wait_for_hooks(first, "elsewhere")
+            wait_until(lambda: follows(second), "the journal to be followed")
             do("seal", first.root / raw)
             recorder.wait_for(told(b"sealed", path))
             assert recorder.environment(0)[b"MODAMAFS_MOUNTPOINT"] == os.fsencode(second.root)
+            (store / "area/new").touch()
+            expected = [told(b"sealed", path), [b"changed", b"--", b"area", b"0"]]
+            recorder.wait_for(*expected)
+            wait_until(lambda: hooks(second)["pending"] == 0, "nothing to be pending")
             do("umount", second.root)
             second.is_unmounted = True
             wait_for_hooks(first)
             do("unseal", "--reason", "test", first.root / raw)
-            recorder.wait_for(told(b"sealed", path), told(b"unsealed", path))
-            assert recorder.environment(1)[b"MODAMAFS_MOUNTPOINT"] == os.fsencode(first.root)
+            (store / "area/project/new").touch()
+            expected += [told(b"unsealed", path), [b"changed", b"--", b"area/project", b"0"]]
+            recorder.wait_for(*expected)  # and nothing a second time
+            assert recorder.environment(2)[b"MODAMAFS_MOUNTPOINT"] == os.fsencode(first.root)
 
 
 def test_a_view_runs_none(workshop: Workshop, store: Path, recorder: Recorder) -> None:
