@@ -246,11 +246,10 @@ class _Sealing:
                 file.write(encode(record, indent=2))
                 file.flush()
                 os.fsync(file.fileno())  # from here on no full disk is in the way
+                announce(self.place, "sealed", record)
                 self.progress.step("remembering")
                 self.place.write_history(event, once=True)
                 remembered = True
-                announce(self.place, "sealed", record)
-                self.progress.step("announced")
         except OSError as error:
             if remembered:
                 said = {"event": "not sealed", "path": record["path"], "id": record["id"]}

@@ -22,8 +22,7 @@ SESSION = Path("area/project/session")
 RAW = SESSION / "raw"
 SEALING = (
     "gate", "enlisted", "looking", "syncing", "marking", "freezing", "froze one", "looking again",
-    "hashing", "hashed a file", "comparing", "committing", "remembering", "announced",
-    "committed",
+    "hashing", "hashed a file", "comparing", "committing", "remembering", "committed",
 )  # fmt: skip
 UNSEALING = (
     "opening", "remembering", "thawing", "thawed one", "unmarking", "removing records", "opened",

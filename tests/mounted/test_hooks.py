@@ -405,7 +405,7 @@ def test_changes_are_told_by_the_next_one(mounted: Mount, recorder: Recorder) ->
         wait_until(lambda: {call[2] for call in recorder.calls()[1:]} == again, "both")
 
 
-@pytest.mark.parametrize("step", ["announced", "announced:parent", "committed:parent"])
+@pytest.mark.parametrize("step", ["remembering", "remembering:parent", "committed:parent"])
 def test_a_seal_that_is_killed_is_told_when_it_is_one(
     workshop: Workshop,
     store: Path,
@@ -429,7 +429,7 @@ def test_a_seal_that_is_killed_is_told_when_it_is_one(
         recorder.wait_for(told(b"sealed", path))
         wait_until(lambda: hooks(mount)["pending"] == 0, "nothing to be pending")
         (tmp_path / "failpoint").write_text(
-            "thawing" + step.removeprefix("announced").removeprefix("committed")
+            "thawing" + step.removeprefix("remembering").removeprefix("committed")
         )
         modamafs("unseal", "--reason", "test", mount.root / os.fsdecode(path))
         wait_until(lambda: not record.exists(), "the end of the seal")

@@ -241,7 +241,7 @@ def test_what_is_rolled_back_is_not_told(hooked: tuple[Store, Outbox]) -> None:
     seen = []
 
     def tell(known: dict[str, Any]) -> None:
-        if known["step"] == "announced":
+        if known["step"] == "remembering":
             seen.extend(outbox.pending())
             raise BrokenPipeError(errno.EPIPE, "the worker is gone")
 
