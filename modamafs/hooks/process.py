@@ -186,7 +186,8 @@ class Hooks:
     def _tell_of_seals(self) -> bool:
         """False: it is over."""
         for name, event in self._outbox.pending():
-            if self._holds_already(event):
+            # In this order: what does not come to pass is taken back before that can be seen.
+            if self._holds_already(event) and self._outbox.has(name):
                 if not self._run_all(event.event, event.path, recursive=True):
                     return False
                 self._outbox.remove(name)

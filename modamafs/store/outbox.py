@@ -81,6 +81,11 @@ class Outbox:
         with self._opened() as fd:
             return len(_names(fd))
 
+    def has(self, name: bytes) -> bool:
+        """Whether an event has not been taken back, or replaced, since it was found. OSError."""
+        with self._opened() as fd:
+            return name in _names(fd)
+
     def remove(self, name: bytes) -> None:
         """Remove an event that was told; one that is not there any more is no error. OSError."""
         with self._opened() as fd:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from modamafs.control import client
+from modamafs.store.outbox import Event, Outbox
 from tests.mounted.test_watch import is_watching, sync
 from tests.support.mounts import Mount, modamafs, wait_until
 from tests.support.targets import Workshop
@@ -448,6 +449,24 @@ def test_what_happens_while_nothing_is_mounted(
     with Mount(store, workshop.mountpoint(store.name)) as mount:
         wait_until(lambda: [b"changed", b"--", b"area", b"0"] in recorder.calls(), "the change")
         assert recorder.calls()[0] == told(b"sealed", SESSION + b"/raw")
+
+
+def test_what_is_taken_back_meanwhile_is_not_told(mounted: Mount, recorder: Recorder) -> None:
+    index = Path(json.loads((mounted.runtime / "mount.json").read_text())["index_dir"])
+    outbox = Outbox(index / "hooks")
+    first, second, third = (Event("sealed", b"gone/%d" % n, "id") for n in range(3))
+    recorder.hold()
+    outbox.put(first)
+    wait_until(lambda: len(recorder.started()) == 1, "the first run")
+    pid = hooks_pid(mounted)
+    with mounted.expected_in_log("hooks-died"):
+        outbox.put(second)
+        outbox.put(third)
+        os.kill(pid, signal.SIGKILL)  # so that the next one finds all three at once
+        wait_until(lambda: len(recorder.started()) == 2, "the first run of the next one")
+    outbox.withdraw(second)
+    recorder.let_go()
+    recorder.wait_for(told(b"sealed", first.path), told(b"sealed", third.path))
 
 
 # ---- who runs them -------------------------------------------------------------------------------
