@@ -6,6 +6,7 @@ would be right.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,6 +22,7 @@ import msgspec
 
 from modamafs.errors import ConfigurationError
 from modamafs.landing.links import check_template
+from modamafs.placeholders import check_command
 
 RUNTIME_DIR = "/run/modamafs"
 INDEX_DIR = "/var/lib/modamafs"
@@ -91,6 +93,21 @@ class ViewsSection(msgspec.Struct, frozen=True, kw_only=True):
     """Of the tree at the mount's root; empty: there is none."""
 
 
+HookEvent = Literal["sealed", "unsealed", "verified", "damaged", "changed"]
+
+
+class HookSection(msgspec.Struct, frozen=True, kw_only=True):
+    """One hook of ``[hooks]``: a command that is run when something has happened."""
+
+    on: Annotated[tuple[HookEvent, ...], msgspec.Meta(min_length=1)]
+    command: tuple[str, ...]
+    """Arguments with placeholders, see ``placeholders.py``; the first is the program."""
+    user: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    """Who runs it; None is root."""
+    timeout_s: Annotated[float, msgspec.Meta(gt=0, le=86400)] = 60.0
+    """After which it is killed, with all that it has started."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """``<store>/.modama/config.toml``; without a file, everything has its default."""
 
@@ -102,6 +119,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     views: ViewsSection = ViewsSection()
     links: dict[str, str] = {}
     """Templates of links, by name; see docs/landing.md."""
+    hooks: dict[str, HookSection] = {}
+    """By name; see docs/hooks.md. To be run they are read with ``load_hooks``."""
 
 
 class ViewSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,6 +207,37 @@ def load_config(store: Path) -> Config:
     return parse_config(data, path)
 
 
+def load_hooks(store: Path) -> dict[str, HookSection]:
+    """The hooks of ``store``, if they may be believed: what they say is done as root.
+
+    ConfigurationError: somebody else than root could have written them; or as ``load_config``.
+    """
+    path = store / CONFIG_FILE
+    with contextlib.ExitStack() as opened:
+
+        def open_roots(name: Path | str, flags: int, above: int | None = None) -> int:
+            fd = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+            opened.callback(os.close, fd)
+            found = os.fstat(fd)
+            if above is not None and (found.st_uid != 0 or found.st_mode & 0o022):
+                raise PermissionError
+            return fd
+
+        try:
+            top = open_roots(store, os.O_PATH | os.O_DIRECTORY)
+            records = open_roots(CONFIG_FILE.parent.name, os.O_PATH | os.O_DIRECTORY, top)
+            fd = open_roots(CONFIG_FILE.name, os.O_RDONLY | os.O_NONBLOCK, records)
+            data = os.pread(fd, os.fstat(fd).st_size, 0)
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise ConfigurationError(
+                f"{path}: hooks are run only where this file and the directory that it lies in "
+                "are root's, no symbolic links, and nobody else may write to them"
+            ) from error
+    return parse_config(data, path).hooks
+
+
 def parse_config(data: bytes, path: Path) -> Config:
     """Check and convert the text of a configuration file; ``path`` is for the messages."""
     try:
@@ -212,6 +262,9 @@ def parse_config(data: bytes, path: Path) -> Config:
         if name == "links":
             sections[name] = _links(table, path, text)
             continue
+        if name == "hooks":
+            sections[name] = _hooks(table, path, text)
+            continue
         sections[name] = _section(structure, name, table, path, text)
     return msgspec.convert(sections, Config, from_attributes=True)
 
@@ -228,9 +281,27 @@ def _links(table: dict[str, Any], path: Path, text: str) -> dict[str, str]:
     return table
 
 
+def _hooks(table: dict[str, Any], path: Path, text: str) -> dict[str, HookSection]:
+    hooks = {}
+    for name, settings in table.items():
+        key = f"hooks.{name}"
+        if not isinstance(settings, dict) or not LINK_NAME.fullmatch(name):
+            why = "a hook is NAME.on = […] and NAME.command = […], NAME of letters, digits, - and _"
+            raise _wrong(path, text, key, why)
+        for needed in ("on", "command"):
+            if needed not in settings:
+                raise _wrong(path, text, key, f"this hook needs {needed} = […], too")
+        hooks[name] = hook = _section(HookSection, key, settings, path, text)
+        try:
+            check_command(hook.command)
+        except ValueError as error:
+            raise _wrong(path, text, f"{key}.command", str(error)) from error
+    return hooks
+
+
 def _section(
-    structure: type[msgspec.Struct], name: str, table: dict[str, Any], path: Path, text: str
-) -> msgspec.Struct:
+    structure: type[Structure], name: str, table: dict[str, Any], path: Path, text: str
+) -> Structure:
     types = _field_types(structure)
     for key, value in table.items():
         if key not in types:
@@ -246,6 +317,8 @@ def _section(
 def _why(error: msgspec.ValidationError, expected: Any) -> str:
     if typing.get_origin(expected) is Literal:
         return f"write one of {', '.join(typing.get_args(expected))}"
+    if expected == _field_types(HookSection)["on"]:
+        return f"write a list of some of {', '.join(typing.get_args(HookEvent))}"
     return str(error)
 
 
@@ -339,6 +412,15 @@ DEFAULT_FILE = """\
 # sampledb = "https://sampledb.example.org/objects/{sampledb_id}"
 # elabftw = "https://elab.example.org/experiments.php?mode=view&id={elabftw_id}"
 # view = "https://data.example.org/{path}/"
+
+[hooks]
+# Commands that are run when something has happened: sealed, unsealed, verified, damaged, or changed
+# (on the store itself, not through a mount). No shell reads them; see docs/hooks.md for what may
+# stand in braces. They are run as root where no user is named.
+# nextcloud.on = ["sealed", "unsealed", "changed"]
+# nextcloud.command = ["php", "/var/www/nextcloud/occ", "files:scan", "--path=/ann/files/T/{path}"]
+# nextcloud.user = "www-data"
+# nextcloud.timeout_s = 600
 """
 
 
@@ -480,8 +562,11 @@ def runtime_dir(mountpoint: str, config: Config | None = None) -> Path:
 
 def index_base(config: Config) -> Path | None:
     """What is above the stores' indexes; None: there are none. MODAMAFS_INDEX_DIR goes first."""
-    if not config.index.enabled:
-        return None
+    return state_base(config) if config.index.enabled else None
+
+
+def state_base(config: Config) -> Path:
+    """What is above what is kept of each store on this machine, its index among it."""
     return Path(os.environ.get("MODAMAFS_INDEX_DIR", config.index.directory))
 
 

@@ -182,15 +182,25 @@ class Mounts:
             self._others[runtime] = Writers(runtime)
 
     def did(self, event: Event) -> bool:
-        """Whether it was done through one of them, or by its daemon."""
+        """Whether it was done through one of them, or by its daemon: who seals is its child."""
         if not event.mask & ~WROTE and any(event.ino in one for one in self._others.values()):
             return True
         known = self._known.get(event.thread)
         if known is None:
-            known = self._known[event.thread] = any(
-                os.path.exists(f"/proc/{worker}/task/{event.thread}") for worker in self._workers
+            known = self._known[event.thread] = (
+                any(os.path.exists(f"/proc/{one}/task/{event.thread}") for one in self._workers)
+                or _parent(event.thread) in self._workers
             )
         return known
+
+
+def _parent(thread: int) -> int | None:
+    """The process that has started the one of a thread, also when that has just ended."""
+    try:
+        stat = Path(f"/proc/{thread}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(stat.rpartition(b")")[2].split()[1])
 
 
 class Territory:

@@ -23,6 +23,7 @@ import trio
 from modamafs.config import MountSpec, load_config, load_mount_spec
 from modamafs.control import catalogue, index
 from modamafs.control.ctl import Ctl
+from modamafs.control.hooks import Hooks
 from modamafs.control.jobs import Jobs, path_argument, resume_all
 from modamafs.control.searchers import Searchers
 from modamafs.control.server import Command, serve
@@ -132,6 +133,7 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int, watch_fd: in
             index_dir = Path(spec.index_dir) if spec.index_dir else None
             watch = Watch(runtime, fuse_fd, watch_fd, recorded=extractor.request)
             searchers = Searchers(runtime)
+            hooks = Hooks(runtime, is_watched=watch_fd is not None)
             jobs = Jobs(spec.store, watch.sync)
             ctl = Ctl(jobs, nursery, read_only=spec.read_only)
             shown = Shown(
@@ -155,12 +157,16 @@ async def serve_mount(spec: MountSpec, runtime: Path, fuse_fd: int, watch_fd: in
             )
             watch.trust = operations.trust
             session.attach(operations, stack_depth=1)
-            answers = commands(session, tree, jobs, watch, searchers, index_dir)
+            answers = commands(session, tree, jobs, watch, searchers, hooks, index_dir)
             await nursery.start(serve, runtime / "control.sock", answers)
             await nursery.start(stop_on_sigterm, session)
             nursery.start_soon(look_after_seals, tree, jobs)
             nursery.start_soon(extractor.run)
             nursery.start_soon(searchers.run)
+            if config.hooks and spec.shows is None:
+                nursery.start_soon(hooks.run)
+            elif config.hooks:
+                hooks.leave_out("a mount of the whole store runs them, not one of a view")
             if watch_fd is not None or spec.index_dir:
                 nursery.start_soon(watch.run)
             else:
@@ -225,6 +231,7 @@ def commands(
     jobs: Jobs,
     watch: Watch,
     searchers: Searchers,
+    hooks: Hooks,
     index_dir: Path | None,
 ) -> dict[str, Command]:
     """What the control socket answers."""
@@ -242,6 +249,7 @@ def commands(
             "open_handles": len(tree.handles),
             "sealed_trees": len(tree.seals.listed()),
             "index": watch.index,
+            "hooks": hooks.state,
         }
 
     def admit(wanted: Order, peer: Caller) -> None:

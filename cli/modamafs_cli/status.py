@@ -10,6 +10,7 @@ from modamafs import mounting
 from modamafs.control import client
 from modamafs.errors import ModamaError
 from modamafs_cli._common import RunningMount, all_mounts, emit, json_option
+from modamafs_cli._text import printable
 
 PATIENCE_S = 2.0
 
@@ -56,6 +57,7 @@ def report(mount: RunningMount) -> dict[str, Any]:
         "sealed_trees": None,
         "watching": None,
         "index": None,
+        "hooks": None,
     }
     try:
         known |= client.call(mount.runtime, "status", timeout_s=PATIENCE_S)
@@ -89,6 +91,22 @@ def _index(index: dict[str, Any] | None) -> str | None:
     return f"{text}: {index['message']}" if index.get("message") else text
 
 
+def _hooks(hooks: dict[str, Any] | None) -> str | None:
+    """What the hooks say of themselves: which there are, what is pending, and what went wrong."""
+    if hooks is None:
+        return None
+    text = str(hooks["state"])
+    if hooks.get("events"):
+        text += f", {', '.join(hooks['events'])}; {hooks['pending']} pending"
+    if hooks.get("failures"):
+        last = hooks["last_failure"]
+        text += (
+            f"; {hooks['failures']} failed, last {last['hook']} at {last['at']} "
+            f"({last['event']} {printable(last['path'])}: {last['message']})"
+        )
+    return f"{text}: {hooks['message']}" if hooks.get("message") else text
+
+
 def _block(known: dict[str, Any]) -> str:
     passthrough = {
         True: "yes, the kernel reads and writes",
@@ -105,6 +123,7 @@ def _block(known: dict[str, Any]) -> str:
         "guard": known["guard"],
         "store watched": _watched(known["watching"]),
         "index": _index(known["index"]),
+        "hooks": _hooks(known["hooks"]),
         "sealed trees": known["sealed_trees"],
         "open handles": known.get("open_handles"),
         "worker restarts": known["restarts"],

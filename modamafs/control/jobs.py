@@ -73,8 +73,6 @@ class Jobs:
         async with self._turn(order["path"], order["verb"]) as job:
             reply = await self._converse(job, order, caller)
             if reply is not None:
-                if self._noticed is not None:
-                    await self._noticed()
                 return reply
             if not job.is_cancelled:
                 log.warning("sealer-killed verb=%s path=%r", order["verb"], order["path"])
@@ -125,12 +123,14 @@ class Jobs:
         answer = None
         try:
             await process.stdin.send_all(json.dumps(line).encode() + b"\n")
-            async for text in _lines(process.stdout):
+            async for text in lines_of(process.stdout):
                 told = json.loads(text)
                 if "progress" in told:
                     job.progress = told["progress"]
                 else:
                     answer = text
+            if answer is not None and self._noticed is not None:
+                await self._noticed()  # while it can still be seen whose child has done it
         except trio.BrokenResourceError:
             log.debug("sealer-left pid=%d", process.pid)
         finally:
@@ -146,7 +146,8 @@ class Jobs:
         return result
 
 
-async def _lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+    """The lines that a process prints. OSError (EMSGSIZE): one has no end."""
     buffer = bytearray()
     async for piece in stream:
         buffer += piece

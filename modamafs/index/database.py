@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-import struct
 import uuid
 from collections.abc import Iterable, Iterator
 from importlib import resources
@@ -18,10 +17,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from blake3 import blake3
-
 from modamafs.errors import ModamaError
 from modamafs.store.backing import Store
+from modamafs.store.identity import store_id
 
 VERSION = 2
 """Of schema.sql, in ``PRAGMA user_version``."""
@@ -66,15 +64,6 @@ class Trouble(Exception):
         self.message = message
         self.damaged = damaged
         self.newer = newer
-
-
-def store_id(store: Store) -> str:
-    """16 hexadecimal digits that tell one store from every other on this machine."""
-    root = store.volume.attributes(store.root_fd)
-    # Not statvfs.f_fsid: ext4's and btrfs's are made of the UUID, but 0 elsewhere is no error.
-    fsid = store.statvfs().f_fsid
-    words = struct.pack("=QQQ", fsid & 0xFFFFFFFFFFFFFFFF, root.ino, root.generation)
-    return blake3(words).hexdigest(8)
 
 
 def index_dir(store: Store, above: Path = Path("/var/lib/modamafs")) -> Path:

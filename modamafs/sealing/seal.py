@@ -24,6 +24,7 @@ from modamafs.errors import Busy, DamagedRecord, InvalidRequest
 from modamafs.model import Caller, SealState
 from modamafs.policy import decide
 from modamafs.sealing import immutable
+from modamafs.sealing.announce import announce, withdraw
 from modamafs.sealing.contents import Entry, contents
 from modamafs.sealing.hashing import Hasher, Pace
 from modamafs.sealing.manifest import ATTRIBUTES, Hashes, Line, b3sum_line, line_of, mtree_lines
@@ -245,6 +246,7 @@ class _Sealing:
                 file.write(encode(record, indent=2))
                 file.flush()
                 os.fsync(file.fileno())  # from here on no full disk is in the way
+                announce(self.place, "sealed", record)
                 self.progress.step("remembering")
                 self.place.write_history(event, once=True)
                 remembered = True
@@ -499,6 +501,7 @@ def _change_flags(
 
 def _roll_back(place: Place, records: int, record: dict[str, Any]) -> None:
     """Leave it open, as it was. If that fails as well, ``sealing`` stays, and shut it stays."""
+    withdraw(place, "sealed", record)
     _thaw(place, record, Progress())
     _unmark(place, record)
     _remove_records(place, records)
@@ -567,6 +570,7 @@ def _open(place: Place, records: int, record: dict[str, Any], progress: Progress
     }
     progress.step("remembering")
     place.write_history(event, once=True)
+    announce(place, "unsealed", record)
     progress.step("thawing")
     _thaw(place, record, progress)
     progress.step("unmarking")

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 from modamafs.errors import InvalidRequest
 from modamafs.model import RECORDS, Caller, SealState
 from modamafs.policy import decide
+from modamafs.sealing.announce import announce
 from modamafs.sealing.contents import contents
 from modamafs.sealing.hashing import Hasher, Pace
 from modamafs.sealing.manifest import Hashes, Line, line_of, parse_b3sum_line, parse_mtree
@@ -99,6 +100,7 @@ def verify(
             "verified_by": by or user_name(caller.uid),
         }
         remembered = remember and _remember(place, records, record, result)
+        announce(place, "verified" if result["ok"] else "damaged", record)
         return result | {"remembered": remembered}
 
 

@@ -6,16 +6,18 @@ import os
 import re
 import subprocess
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from modamafs import config
-from modamafs.config import Config, MountSpec, mount_spec, parse_config
+from modamafs.config import Config, HookSection, MountSpec, mount_spec, parse_config
 from modamafs.errors import ConfigurationError
 
 FILE = Path("/store/.modama/config.toml")
+HOOK = '[hooks.a]\non = ["sealed"]\ncommand = ["ls"]\n'
 
 
 def test_no_file_is_an_empty_file(tmp_path: Path) -> None:
@@ -64,6 +66,37 @@ def test_no_link_makes_a_store(tmp_path: Path) -> None:
     assert not config.is_store(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda above: os.chown(above, 2000, -1),
+        lambda above: os.chown(above / "config.toml", 2000, -1),
+        lambda above: above.chmod(0o775),
+        lambda above: above.chmod(0o757),
+        lambda above: (above / "config.toml").chmod(0o664),
+        lambda above: (above / "config.toml").chmod(0o646),
+        lambda above: (
+            (above / "config.toml").rename(above / "x") and (above / "config.toml").symlink_to("x")
+        ),
+        lambda above: above.rename(above.parent / "x") and above.symlink_to("x"),
+        lambda above: (above / "config.toml").unlink() or os.mkfifo(above / "config.toml", 0o600),
+    ],
+)
+def test_hooks_are_read_from_what_only_root_can_write(
+    tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    assert config.load_hooks(tmp_path) == {}
+    above = tmp_path / ".modama"
+    above.mkdir(mode=0o755)
+    assert config.load_hooks(tmp_path) == {}
+    (above / "config.toml").write_text(HOOK)
+    (above / "config.toml").chmod(0o644)
+    assert config.load_hooks(tmp_path) == {"a": HookSection(on=("sealed",), command=("ls",))}
+    spoil(above)
+    with pytest.raises(ConfigurationError, match=r"config\.toml: hooks are run only where"):
+        config.load_hooks(tmp_path)
+
+
 def test_a_store_that_is_a_file_has_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert config.load_config(tmp_path / "file") == Config()
@@ -74,8 +107,9 @@ def test_the_default_file_says_what_holds_without_it() -> None:
     assert parse_config(text.encode(), FILE) == Config()
     written = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
     document = tomllib.loads(written)
-    sections = {name: type(getattr(Config(), name)) for name in document if name != "links"}
-    assert {*sections, "links"} == {*Config.__struct_fields__}
+    tables = ("links", "hooks")
+    sections = {name: type(getattr(Config(), name)) for name in document if name not in tables}
+    assert {*sections, *tables} == {*Config.__struct_fields__}
     for name, structure in sections.items():
         assert {*document[name]} == {*structure.__struct_fields__}
     examples = {"stewards": ["group"], "landing": ["publisher"], "links": [*document["links"]]}
@@ -86,6 +120,9 @@ def test_the_default_file_says_what_holds_without_it() -> None:
     for name, structure in sections.items():
         assert msgspec.convert(document[name], structure) == getattr(Config(), name)
     assert parse_config(written.encode(), FILE).links, "the examples are valid templates"
+    hooked = re.sub(r"^# (\w+\.\w+ = )", r"\1", text, flags=re.MULTILINE)
+    assert {*tomllib.loads(hooked)["hooks"]["nextcloud"]} == {*HookSection.__struct_fields__}
+    assert parse_config(hooked.encode(), FILE).hooks, "so are those of hooks"
 
 
 def test_settings_are_read() -> None:
@@ -103,6 +140,22 @@ def test_settings_are_read() -> None:
         ("[links]\nview = 1\n", "line 2, key links.view", "a link is NAME ="),
         ('[links]\nview = "ftp://a/{path}"\n', "line 2, key links.view", "begin with http"),
         ('[links]\nview = "https://a/{nothing}"\n', "line 2, key links.view", "{nothing}"),
+        ('[hooks]\nsealed = ["ls"]\n', "line 2, key hooks.sealed", "a hook is NAME.on"),
+        ('[hooks]\n"a b".on = ["sealed"]\n', "line 1, key hooks.a b", "a hook is NAME.on"),
+        ('[hooks]\na.on = ["sealed"]\n', "line 1, key hooks.a:", "needs command"),
+        ('[hooks.a]\ncommand = ["ls"]\n', "line 1, key hooks.a:", "needs on"),
+        ('[hooks.a]\non = []\ncommand = ["ls"]\n', "line 2, key hooks.a.on", "sealed, unsealed"),
+        (HOOK.replace("sealed", "opened"), "line 2, key hooks.a.on", "sealed, unsealed"),
+        (HOOK + 'shell = "sh"\n', "line 4, key hooks.a.shell", "on, command, user, timeout_s"),
+        (HOOK + "timeout_s = 0\n", "line 4, key hooks.a.timeout_s", "> 0"),
+        (HOOK + 'user = ""\n', "line 4, key hooks.a.user", "length >= 1"),
+        (HOOK.replace('["ls"]', '"ls"'), "line 3, key hooks.a.command", "Expected `array`"),
+        (HOOK.replace('["ls"]', "[]"), "line 3, key hooks.a.command", "the program"),
+        (HOOK.replace('"ls"', '"{store}/x"'), "line 3, key hooks.a.command", "always the same"),
+        (HOOK.replace('"ls"', '"ls", "{name}"'), "line 3, key hooks.a.command", "{name}"),
+        (HOOK.replace('"ls"', '"ls", "{path"'), "line 3, key hooks.a.command", "{{"),
+        (HOOK.replace('"ls"', '"ls", "{path}"'), "line 3, key hooks.a.command", 'begin with "-"'),
+        (HOOK.replace('"ls"', '"l\\u0000s"'), "line 3, key hooks.a.command", "NUL"),
         ('[landing]\nname = "a/b"\n', "line 2, key landing.name", "regex"),
         ("[mount]\nguard = 1\n", "line 2, key mount.guard", "Expected `bool`"),
         ("\n[mount]\n\nnonsense = 1\n", "line 4, key mount.nonsense", "no such key"),

@@ -1,0 +1,1 @@
+"""The process that runs hooks: commands of the configuration, when something has happened."""
