@@ -53,8 +53,8 @@ def in_child(function: Callable[[], T]) -> T:
         outcome: tuple[T | None, BaseException | None]
         try:
             outcome = (function(), None)
-        except BaseException as error:  # noqa: BLE001 (handed on to the parent)
-            outcome = (None, error)
+        except BaseException as raised:  # noqa: BLE001 (handed on to the parent)
+            outcome = (None, raised)
         with open(writer, "wb") as pipe:
             pickle.dump(outcome, pipe)
         os._exit(0)
