@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from modamafs.errors import Busy, ModamaError
+from modamafs.errors import Busy, ModamaError, NotMounted
 from modamafs.exports import nfs, samba, webdav
 from modamafs.exports.share import Share
 
@@ -220,6 +220,9 @@ class Ganesha(Server):
 
     def _prepare(self) -> list[str]:
         ganesha = program("ganesha.nfsd", nfs.PACKAGES)
+        for share in self.shares:  # it opens what is there once, and keeps to that
+            if not os.path.ismount(share.mountpoint):
+                raise NotMounted(f"nothing is mounted on {share.mountpoint}: mount it first")
         (self.directory / "recovery").mkdir(exist_ok=True)
         configuration = self.directory / "ganesha.conf"
         configuration.write_text(

@@ -20,7 +20,11 @@ def configuration(share: Share, port: int, users: dict[str, str]) -> dict[str, A
             f"/{share.name}": {
                 "class": "modamafs.exports.webdav_provider.Provider",
                 "args": [str(share.path)],
-                "kwargs": {"readonly": share.read_only, "fs_opts": {"follow_symlinks": True}},
+                "kwargs": {
+                    "readonly": share.read_only,
+                    "fs_opts": {"follow_symlinks": True},
+                    "mountpoint": str(share.mountpoint),
+                },
             }
         },
         "middleware_stack": [

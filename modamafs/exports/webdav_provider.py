@@ -10,7 +10,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from wsgidav.dav_error import HTTP_FORBIDDEN, HTTP_INTERNAL_ERROR, DAVError
+from wsgidav.dav_error import (
+    HTTP_FORBIDDEN,
+    HTTP_INTERNAL_ERROR,
+    HTTP_SERVICE_UNAVAILABLE,
+    DAVError,
+)
 from wsgidav.fs_dav_provider import FileResource, FilesystemProvider, FolderResource
 from wsgidav.mw.base_mw import BaseMiddleware
 
@@ -64,10 +69,20 @@ class _Folder(_Moves, FolderResource):  # type: ignore[misc]
 
 
 class Provider(FilesystemProvider):  # type: ignore[misc]
-    """The tree below a directory; links that lead out of it are not there."""
+    """The tree below a directory; links that lead out of it are not there.
+
+    While nothing is mounted, or nobody answers there, each request is 503: an empty tree would be
+    believed, and synchronized.
+    """
+
+    def __init__(self, root_folder: str, *, mountpoint: str, **options: Any) -> None:
+        super().__init__(root_folder, **options)
+        self._mountpoint = mountpoint
 
     def get_resource_inst(self, path: str, environ: dict[str, Any]) -> _File | _Folder | None:
         """See DAVProvider.get_resource_inst()."""
+        if not os.path.ismount(self._mountpoint):
+            raise DAVError(HTTP_SERVICE_UNAVAILABLE, f"nothing is mounted on {self._mountpoint}")
         there = self._loc_to_file_path(path, environ)
         root = self.root_folder_path_real
         if os.path.commonpath([root, os.path.realpath(there)]) != root:

@@ -276,7 +276,7 @@ class Virtual:
         return handle.entries
 
     def _listing(self, node: int, caller: Caller) -> list[Entry]:
-        directory = self.shown.directory(node)
+        directory = self.shown.directory(node, caller)
         like: Attributes = self.shown.tree.getattr(ROOT)
         names = [(b".", stat.S_IFDIR), (b"..", stat.S_IFDIR), *directory.listing(caller)]
         entries: list[Entry] = []

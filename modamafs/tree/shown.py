@@ -139,9 +139,9 @@ class Shown:
             return ViewsDirectory(self, Key(VIEWS, 0))
         return LandingDirectory(self, key._replace(names=(), digest=b""))
 
-    def directory(self, node: int) -> Directory:
-        """A virtual directory. NotADirectoryError, StaleHandle."""
-        found = self.node(node, Caller(0, 0))
+    def directory(self, node: int, caller: Caller) -> Directory:
+        """A virtual directory, as the caller sees it. NotADirectoryError, StaleHandle."""
+        found = self.node(node, caller)
         if not hasattr(found, "child"):
             raise NotADirectoryError(20, os.strerror(20))
         return found  # type: ignore[return-value]
@@ -161,7 +161,7 @@ class Shown:
 
     def lookup(self, node: int, name: bytes, caller: Caller) -> Node | None:
         """An entry of a virtual directory."""
-        found = self.directory(node).child(name, caller)
+        found = self.directory(node, caller).child(name, caller)
         return None if found is None else self.keep(found)
 
     def is_kept(self, node: int) -> bool:
