@@ -19,10 +19,11 @@ from modamafs.exports.webdav_client import WebDavClient
 from tests.support.mounts import Mount
 from tests.support.servers import PASSWORD, PEOPLE, Ganesha3, accounts
 from tests.support.targets import Workshop
-from tests.support.users import ALICE, TEAM
+from tests.support.users import ALICE, ROOT, TEAM
 
 PROTOCOLS = ("smb", "nfs4", "nfs3", "webdav")
 SHARE = "data"
+SQUASH = "Root_Squash"
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Exported:
     store: Path
     """The same directory on the store; of a bare one, the same path."""
     mount: Mount | None
-    servers: dict[tuple[str, str], Server] = field(default_factory=dict)
+    servers: dict[tuple[str, str, str], Server] = field(default_factory=dict)
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
@@ -43,19 +44,24 @@ class Exported:
         """As local programs see it."""
         return self.share.path
 
-    def server(self, protocol: str, who: str = "alice") -> Server:
-        """The running one. Of WebDAV there is one for each user, as a web server is one user."""
-        key = (protocol, who if protocol == "webdav" else "")
+    def server(self, protocol: str, who: str = "alice", *, squash: str = SQUASH) -> Server:
+        """The running one. Of WebDAV there is one for each user, as a web server is one user; of
+        NFS one for each ``squash``."""
+        key = (
+            protocol,
+            who if protocol == "webdav" else "",
+            squash if protocol.startswith("nfs") else "",
+        )
         if key not in self.servers:
             self.servers[key] = self.stack.enter_context(self._make(*key))
         return self.servers[key]
 
-    def _make(self, protocol: str, who: str) -> Server:
-        place = self.directory / f"{protocol}{who}"
+    def _make(self, protocol: str, who: str, squash: str) -> Server:
+        place = self.directory / f"{protocol}{who}{squash}"
         if protocol == "nfs4":
-            return Ganesha(place, [self.share])
+            return Ganesha(place, [self.share], squash=squash)
         if protocol == "nfs3":
-            return Ganesha3(place, [self.share])
+            return Ganesha3(place, [self.share], squash=squash)
         server: Server
         if protocol == "smb":
             server = Samba(place, [self.share], dict.fromkeys(PEOPLE, PASSWORD))
@@ -67,9 +73,12 @@ class Exported:
         return server
 
     @contextlib.contextmanager
-    def client(self, protocol: str, who: str = "alice") -> Iterator[Client]:
-        """A new connection. ``who`` may be root over NFS: nobody, to the server."""
-        server = self.server(protocol, who)
+    def client(
+        self, protocol: str, who: str = "alice", *, squash: str = SQUASH
+    ) -> Iterator[Client]:
+        """A new connection. ``who`` may be root over NFS: nobody to the server, unless ``squash``
+        says otherwise."""
+        server = self.server(protocol, who, squash=squash)
         address, port, name = "127.0.0.1", server.port, self.share.name
         if protocol == "smb":
             with SmbClient(address, port, name, who, PASSWORD) as smb:
@@ -78,12 +87,14 @@ class Exported:
             with WebDavClient(address, port, name, who, PASSWORD) as webdav:
                 yield webdav
         else:
-            uid, gid = PEOPLE[who][:2] if who != "root" else (0, 0)
+            uid, gid, groups = PEOPLE[who] if who != "root" else ROOT
             inside = server.inside() if isinstance(server, Ganesha3) else contextlib.nullcontext()
             version = 3 if protocol == "nfs3" else 4
             with (
                 inside,
-                NfsClient(address, port, name, version=version, uid=uid, gid=gid) as nfs,
+                NfsClient(
+                    address, port, name, version=version, uid=uid, gid=gid, groups=groups
+                ) as nfs,
             ):
                 yield nfs
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from modamafs.exports.servers import Ganesha, program
+from modamafs.exports.servers import PATIENCE_S, Ganesha, program
 from tests.support.users import ALICE, BOB, STRANGER, TEAM, User
 
 PASSWORD = "correct horse battery staple"
@@ -48,7 +49,12 @@ def accounts(directory: Path) -> dict[str, str]:
 
 
 class Ganesha3(Ganesha):
-    """With NFSv3, and so with rpcbind: in a network of its own, that ``inside`` enters."""
+    """With NFSv3, and so with rpcbind: in a network of its own, that ``inside`` enters.
+
+    When it is killed and started again, it is in the same network.
+    """
+
+    _network: int | None = None
 
     def _prepare(self) -> list[str]:
         self.version_3 = True
@@ -57,18 +63,45 @@ class Ganesha3(Ganesha):
         # Without another address than 127.0.0.1, getaddrinfo(3) finds not even that. rpcbind keeps
         # its socket in /run. Umounts reach this mount namespace, too.
         script = (
-            "ip link set lo up && ip address add 10.255.255.1/32 dev lo && "
+            "ip link set lo up && ip address replace 10.255.255.1/32 dev lo && "
             f"mount -t tmpfs tmpfs /run && {{ {rpcbind} -f & }} && "
             'while [ ! -S /run/rpcbind.sock ]; do sleep 0.02; done && exec "$@"'
         )
+        network = ["unshare", "--net"]
+        if self._network is not None:
+            network = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self._network}"]
         return [
-            "unshare", "--net", "--mount", "--propagation", "slave", "sh", "-c", script, "sh",
+            *network, "unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh",
             *command,
         ]  # fmt: skip
 
+    def start(self) -> None:
+        """See ``Server``."""
+        super().start()
+        assert self.process is not None
+        if self._network is None:
+            self._network = os.open(f"/proc/{self.process.pid}/ns/net", os.O_RDONLY)
+
+    def stop(self) -> None:
+        """See ``Server``; the network goes, too."""
+        if self.process is not None:
+            # Before rpcbind, which it tells at its end; otherwise it waits three seconds for that.
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(PATIENCE_S / 3)
+        super().stop()
+        if self._network is not None:
+            os.close(self._network)
+            self._network = None
+
     def _answers(self) -> bool:
+        """It listens before rpcbind knows where its mount protocol (program 100005) is."""
+        ask = [program("rpcinfo", "rpcbind"), "-T", "tcp", "127.0.0.1", "100005", "3"]
         with contextlib.suppress(OSError), self.inside():
-            return super()._answers()
+            return (
+                super()._answers()
+                and subprocess.run(ask, capture_output=True, check=False).returncode == 0
+            )
         return False
 
     @contextlib.contextmanager
