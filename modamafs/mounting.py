@@ -27,6 +27,9 @@ FSTYPE = "fuse.modamafs"
 FUSE_DEVICE = Path("/dev/fuse")
 
 MNT_DETACH = 2
+_OPEN_TREE = 428
+_OPEN_TREE_COPY = 1 | os.O_CLOEXEC
+_AT_FDCWD = -100
 CAP_SYS_ADMIN = 21
 
 # linux/fs.h
@@ -475,6 +478,18 @@ def mount(spec: MountSpec, device: Path = FUSE_DEVICE) -> int:
         why = os.strerror(ctypes.get_errno())
         os.close(fd)
         raise MountRefused(f"the kernel refuses to mount on {spec.mountpoint}: {why}: see 'dmesg'")
+    return fd
+
+
+def copy_of(mountpoint: str) -> int:
+    """A descriptor (O_PATH) of a copy of the mount that is nowhere to be seen, gone when closed.
+
+    Whoever has something open by it does not keep the mount itself busy. OSError.
+    """
+    fd: int = _libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(mountpoint), _OPEN_TREE_COPY)
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), mountpoint)
     return fd
 
 
