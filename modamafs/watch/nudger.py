@@ -40,12 +40,10 @@ from modamafs.watch.watched import Handle, Watchers
 log = logging.getLogger("modamafs.watcher")
 
 MERGE_S = 0.05
-RESTS = 20
-"""How many times as long as it took to ask who watches nobody is asked again,"""
-SEARCH_RESTS, LONGEST_REST_S = 50, 2.0
-"""and, where every process was asked, nobody who was not found then."""
-CALL_RESTS = 3
-"""The same for nudges, each of which is some requests for the daemon."""
+RESTS, SEARCH_RESTS, CALL_RESTS = 20, 50, 3
+"""How many times as long as it took nobody is asked again who watches; no other process is; no more
+nudges are given, each of which is some requests for the daemon."""
+LONGEST_REST_S = 2.0
 MOST_NAMES = 1000
 """Of a directory, at a time: who is told of more had better list it anew."""
 MOST_WAITING = 50_000
@@ -146,17 +144,21 @@ class Nudger:
 
     def run(self) -> None:
         """A thread, until the mount is gone."""
+        self.waiting.everywhere()  # an earlier watcher may not have come to an end with it
         patience_s: float | None = None
-        try:
-            while True:
-                self.waiting.wait(patience_s)
+        while True:
+            self.waiting.wait(patience_s)
+            try:
                 patience_s = self._give()
-                if self._teller.starts_again():
-                    self.waiting.everywhere()
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise
-            log.info("nudges-ended error=%s", error)
+            except OSError as error:
+                if error.errno == errno.ENODEV:
+                    log.info("nudges-ended error=%s", error)
+                    return
+                log.warning("nudges-failed error=%s", error)  # and what they were, is not known
+                time.sleep(LONGEST_REST_S)
+                self.waiting.everywhere()
+            if self._teller.starts_again():
+                self.waiting.everywhere()
 
     def _give(self) -> float | None:
         """Nudge for who watches. Returns after how long (s) those whom nobody was found for, if
@@ -169,21 +171,23 @@ class Nudger:
             self.waiting.take(directories, everywhere=True)
             return None
         handles = self._watchers.known(dev)
-        took_s = time.monotonic() - began_s
+        rest_s = RESTS * (time.monotonic() - began_s)
         is_left = everywhere or bool(known.keys() - handles)
+        began_s = time.monotonic()
         if is_left and began_s >= self._search_s:
             # First taken, then searched: what comes later waits for another search.
             nudges = self.waiting.take(known.values(), everywhere=True)
             handles = self._watchers.all(dev)
-            search_s = time.monotonic() - began_s - took_s
-            self._search_s = time.monotonic() + min(LONGEST_REST_S, SEARCH_RESTS * search_s)
+            now_s = time.monotonic()
+            self._search_s = now_s + min(LONGEST_REST_S, SEARCH_RESTS * (now_s - began_s))
             is_left = False
         else:
             everywhere = False
             nudges = self.waiting.take(ino for node, ino in known.items() if node in handles)
         began_s = time.monotonic()
         self._teller.tell(self._calls(nudges, known, handles, everywhere=everywhere))
-        time.sleep(RESTS * took_s + CALL_RESTS * (time.monotonic() - began_s))
+        rest_s += CALL_RESTS * (time.monotonic() - began_s)
+        time.sleep(min(LONGEST_REST_S, rest_s))
         return max(0.0, self._search_s - time.monotonic()) if is_left else None
 
     @staticmethod

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
 _MARK = re.compile(
-    rb"^inotify wd:\w+ ino:(\w+) sdev:(\w+) .*fhandle-type:(\w+) f_handle:(\w+)", re.MULTILINE
+    rb"^inotify wd:\w+ ino:\w+ sdev:(\w+) .*fhandle-type:(\w+) f_handle:(\w+)", re.MULTILINE
 )
+_NODE = struct.Struct("=II")
 _INOTIFY = "anon_inode:inotify"
 _NO_ANSWER = (FileNotFoundError, ProcessLookupError, PermissionError)
 """It has ended, was closed, or is not to be looked into."""
@@ -24,11 +27,16 @@ class Handle(NamedTuple):
 
 
 def parse(fdinfo: bytes, dev: int) -> Iterator[tuple[int, Handle]]:
-    """From a ``/proc/PID/fdinfo/FD``: the node ids and handles that are watched on a device."""
+    """From a ``/proc/PID/fdinfo/FD``: the nodes that are watched on a device of FUSE, with handles.
+
+    Source: ``fs/notify/fdinfo.c``; ``fuse_encode_fh`` in ``fs/fuse/inode.c``.
+    """
     sdev = os.major(dev) << 20 | os.minor(dev)
-    for ino, device, kind, content in _MARK.findall(fdinfo):
+    for device, kind, content in _MARK.findall(fdinfo):
         if int(device, 16) == sdev:
-            yield int(ino, 16), Handle(int(kind, 16), bytes.fromhex(content.decode()))
+            handle = Handle(int(kind, 16), bytes.fromhex(content.decode()))
+            upper, lower = _NODE.unpack_from(handle.content)
+            yield upper << 32 | lower, handle
 
 
 class Watchers:
@@ -62,9 +70,18 @@ class Watchers:
 
     def _look_at(self, descriptor: str, dev: int, found: dict[int, Handle]) -> None:
         with contextlib.suppress(*_NO_ANSWER):
-            if os.readlink(f"/proc/{descriptor}") == _INOTIFY:
+            if _is_inotify(descriptor):
                 with open(f"/proc/{descriptor.replace('/fd/', '/fdinfo/')}", "rb") as file:
                     watched = dict(parse(file.read(), dev))
                 if watched:
                     found |= watched
                     self._known.append(descriptor)
+
+
+def _is_inotify(descriptor: str) -> bool:
+    try:
+        return os.readlink(f"/proc/{descriptor}") == _INOTIFY
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # the path of something else
+            raise
+        return False
