@@ -281,7 +281,7 @@ class Watcher:
         self._root_ino = (spec.shows.root_ino if spec.shows else 0) or store.volume.root_ino
         # On a read-only mount nothing can be done that raises an event.
         wants_nudges = spec.notify_clients and not spec.read_only
-        self._nudger = Nudger(fuse_fd, spec, self._root_ino) if wants_nudges else None
+        self._nudger = Nudger(fuse_fd, self._root_ino) if wants_nudges else None
         self._log = EventLog(runtime / WATCH_LOG)
         self._gap = runtime / WATCH_GAP
         self._logging = threading.Lock()

@@ -464,7 +464,7 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         if self._phantoms.is_rename(parent_old, parent_new):
-            self._phantoms.rename(parent_old, name_old, parent_new, name_new)
+            self._phantoms.rename(parent_old, name_old, parent_new, name_new, flags)
             return
         self._virtual.refuse(parent_old, name_old)
         self._virtual.refuse(parent_new, name_new)

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable
 
 from modamafs.model import ROOT, Attributes, Caller
-from modamafs.tree.core import Tree
+from modamafs.tree.core import RENAME_NOREPLACE, Tree
 from modamafs.tree.privacy import Privacy
 from modamafs.tree.virtual import VIRTUAL
 from modamafs.watch.nudges import (
@@ -100,8 +100,12 @@ class Phantoms:
         """Whether renaming between these two is a nudge."""
         return BESIDE_ID in (parent, new_parent)
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes) -> None:
-        """Something has gone or come, if it really has. OSError: ENOENT, EEXIST, EPERM."""
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+    ) -> None:
+        """Something has gone or come, if it really has. OSError: ENOENT, EEXIST, EPERM, EINVAL."""
+        if flags != (0 if new_parent == BESIDE_ID else RENAME_NOREPLACE):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if new_parent == BESIDE_ID:
             if parent == BESIDE_ID or self._is_there(parent, name):
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from modamafs import mounting
-from modamafs.config import MountSpec
 from modamafs.model import ROOT
 from modamafs.store import backing
 from modamafs.watch import notices
@@ -40,6 +39,7 @@ from modamafs.watch.watched import Handle, Watchers
 log = logging.getLogger("modamafs.watcher")
 
 MERGE_S = 0.05
+"""What happens to the same entry in this time is said once."""
 RESTS, SEARCH_RESTS, CALL_RESTS = 20, 50, 3
 """How many times as long as it took nobody is asked again who watches; no other process is; no more
 nudges are given, each of which is some requests for the daemon."""
@@ -52,6 +52,8 @@ _RENAME_NOREPLACE = 1
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOT_SO = (errno.ENOENT, errno.EEXIST, errno.ESTALE, errno.ENOTDIR)
 """It is otherwise by now, and there will be other news."""
+_GONE = (errno.ENODEV, errno.ENOTCONN)
+"""What is said of a mount that is no more."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -130,13 +132,12 @@ class _Call(NamedTuple):
 class Nudger:
     """One mount's."""
 
-    def __init__(self, fuse_fd: int, spec: MountSpec, root_ino: int) -> None:
+    def __init__(self, fuse_fd: int, root_ino: int) -> None:
         """``root_ino``: the inode that is node 1."""
         self.waiting = Waiting()
         self._fuse_fd = fuse_fd
-        self._spec = spec
         self._root_ino = root_ino
-        self._entrance = _Entrance(spec.mountpoint)
+        self._entrance = _Entrance(fuse_fd)
         self._teller = Teller(self._call, lambda call: call.node)
         self._watchers = Watchers()
         self._search_s = 0.0
@@ -151,7 +152,7 @@ class Nudger:
             try:
                 patience_s = self._give()
             except OSError as error:
-                if error.errno == errno.ENODEV:
+                if error.errno in _GONE:
                     log.info("nudges-ended error=%s", error)
                     return
                 log.warning("nudges-failed error=%s", error)  # and what they were, is not known
@@ -166,10 +167,9 @@ class Nudger:
         began_s = time.monotonic()
         directories, everywhere = self.waiting.directories()
         known = dict(self._known_to_kernel(directories))
-        dev = self._dev() if known or everywhere else None
-        if dev is None:
-            self.waiting.take(directories, everywhere=True)
+        if not known and not everywhere:
             return None
+        dev = self._entrance.dev()
         handles = self._watchers.known(dev)
         rest_s = RESTS * (time.monotonic() - began_s)
         is_left = everywhere or bool(known.keys() - handles)
@@ -215,12 +215,6 @@ class Nudger:
             if notices.is_known(self._fuse_fd, node):  # by now
                 self.waiting.add(taken)
 
-    def _dev(self) -> int | None:
-        """The mount's device; None: it is not to be seen where it should be."""
-        there = mounting.mounted_at(self._spec.mountpoint)
-        is_ours = there and there.fstype == mounting.FSTYPE and there.source == self._spec.store
-        return there.dev if there and is_ours else None
-
     def _call(self, call: _Call) -> None:
         """May wait, for who holds the directory."""
         nudge = call.nudge
@@ -234,7 +228,7 @@ class Nudger:
                 finally:
                     os.close(fd)
         except OSError as error:
-            if error.errno == errno.ENODEV:
+            if error.errno in _GONE:
                 raise
             if error.errno not in _NOT_SO:
                 log.info("nudge-failed node=%d error=%s", call.node, error)
@@ -298,13 +292,24 @@ def _open_by_handle(mount: int, handle: Handle) -> int:
 
 
 class _Entrance:
-    """``BESIDE``, in a copy of the mount, so that nobody is kept from unmounting it."""
+    """``BESIDE``, by a mount of our own, so that nobody is kept from unmounting the other one."""
 
-    def __init__(self, mountpoint: str) -> None:
-        self._mountpoint = mountpoint
+    def __init__(self, fuse_fd: int) -> None:
+        self._fuse_fd = fuse_fd
         self._lock = threading.Lock()
         self._users = 0
         self._fd = -1
+        self._dev: int | None = None
+
+    def dev(self) -> int:
+        """The device, as ``stat`` says it of everything there. OSError."""
+        if self._dev is None:
+            mount = mounting.another_mount(self._fuse_fd)
+            try:
+                self._dev = os.fstat(mount).st_dev
+            finally:
+                os.close(mount)
+        return self._dev
 
     @contextlib.contextmanager
     def use(self) -> Iterator[int]:
@@ -322,7 +327,7 @@ class _Entrance:
                     os.close(self._fd)
 
     def _open(self) -> int:
-        mount = mounting.copy_of(self._mountpoint)
+        mount = mounting.another_mount(self._fuse_fd)
         try:
             with _as(is_directory=True):
                 return os.open(BESIDE, os.O_RDONLY | os.O_DIRECTORY, dir_fd=mount)

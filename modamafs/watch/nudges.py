@@ -3,7 +3,8 @@
 What the kernel is told to forget raises no inotify event. So the watcher *nudges*: it makes system
 calls on the mount which change nothing, and whose success the kernel tells to who watches:
 
-- an entry has changed: ``setxattr`` of ``CHANGED`` on it (IN_ATTRIB). The daemon says yes, always.
+- an entry has changed: ``setxattr`` of ``CHANGED`` on it (IN_ATTRIB). The daemon says yes, and does
+  nothing, because of the name alone;
 - an entry is gone: it is renamed to an entry of ``BESIDE`` (IN_MOVED_FROM);
 - an entry has come: an entry of ``BESIDE`` is renamed to it (IN_MOVED_TO).
 

@@ -20,7 +20,7 @@ from tests.mounted.test_watch import LONG, sync, wait_until_quiet, watcher_pid
 from tests.mounted.test_watch_outside import HOLDER
 from tests.support.inotify import ATTRIB, ISDIR, MOVED_FROM, MOVED_TO, Event, Inotify
 from tests.support.mounts import Mount, modamafs, wait_until
-from tests.support.syscalls import RENAME_NOREPLACE, renameat2_at
+from tests.support.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2_at
 from tests.support.targets import Workshop
 from tests.support.trees import remove
 from tests.support.users import STRANGER, as_user
@@ -142,6 +142,13 @@ def test_who_has_it_open_goes_on(mount: Mount) -> None:
             out, _ = shell.communicate("\n")
         assert out.split() == [str(seen / "new"), "inside"]
         assert file.read() == b"newer"
+        with as_watcher():  # as if it had just come
+            beside = os.open(mount.root / os.fsdecode(BESIDE), os.O_PATH)
+            directory = os.open(seen, os.O_PATH)
+            with pytest.raises(FileExistsError):
+                renameat2_at((beside, NEW_FILE), (directory, "old"), RENAME_NOREPLACE)
+        os.close(beside)
+        os.close(directory)
         assert os.readlink(f"/proc/self/fd/{file.fileno()}") == str(seen / "old")
 
 
@@ -192,8 +199,10 @@ def test_telling_changes_nothing_on_the_store(mount: Mount) -> None:
                 renameat2_at((directory, "new"), (beside, "0"), 0)
             with pytest.raises(FileExistsError):
                 renameat2_at((beside, NEW_FILE), (directory, "nothing"), RENAME_NOREPLACE)
-            with contextlib.suppress(OSError):
-                renameat2_at((beside, NEW_FILE), (directory, "new"), 0)
+            for flags in (0, RENAME_EXCHANGE):
+                with pytest.raises(OSError) as caught:
+                    renameat2_at((beside, NEW_FILE), (directory, "new"), flags)
+                assert caught.value.errno in (errno.EINVAL, errno.ENOENT)
             renameat2_at((directory, "nothing"), (beside, "0"), 0)
         os.close(beside)
         os.close(directory)
