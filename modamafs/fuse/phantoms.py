@@ -12,6 +12,7 @@ import secrets
 import stat
 from collections.abc import Callable
 
+from modamafs.doors import is_private
 from modamafs.model import ROOT, Attributes, Caller
 from modamafs.tree.core import RENAME_NOREPLACE, Tree
 from modamafs.tree.privacy import Privacy
@@ -116,13 +117,13 @@ class Phantoms:
             self._check_come(new_parent, new_name)
 
     def change(self, node: int) -> None:
-        """Something has changed. OSError: EPERM for a project, which may be private."""
+        """Something has changed. OSError: EPERM for a private project, which its area may list."""
         if node == ROOT or not stat.S_ISDIR(self._tree.getattr(node).mode):
             return
         fd = self._tree.inodes.directory(node)
         root_ino = self._tree.store.volume.root_ino
         above, top = (os.stat(path, dir_fd=fd).st_ino for path in ("..", "../.."))
-        if top == root_ino != above:
+        if top == root_ino != above and is_private(fd):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     # ---- what is so -------------------------------------------------------------------------

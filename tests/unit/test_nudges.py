@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from modamafs.fuse import phantoms
 from modamafs.watch.events import ATTRIB, CLOSE_WRITE, CREATE, DELETE, MODIFY, ONDIR, RENAME, Event
 from modamafs.watch.nudger import MOST_NAMES, MOST_WAITING, Waiting
 from modamafs.watch.nudges import Nudge, What, of
@@ -115,12 +114,3 @@ def test_who_watches_is_found_whatever_others_have_open(tmp_path: Path) -> None:
             os.close(fds.pop())
             os.rmdir("x" * 250, dir_fd=fds[-1])
         os.close(fds.pop())
-
-
-def test_phantoms_are_told_from_everything_else() -> None:
-    assert phantoms.is_phantom(phantoms.BESIDE_ID)
-    for node in (1, 2, 1 << 61, 1 << 62 | 5, 1 << 63 | 5):
-        assert not phantoms.is_phantom(node)
-    assert not phantoms.is_watcher(0, 0)
-    assert not phantoms.is_watcher(2000, phantoms.AS_FILE)
-    assert phantoms.is_watcher(0, phantoms.AS_FILE)
