@@ -56,6 +56,8 @@ class WatchSection(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool = True
     timeout_s: Seconds = 300.0
     """How long clients may keep what they know while the store is watched."""
+    notify_clients: bool = True
+    """Whether who watches the mount (inotify, SMB clients) is told of what changes on the store."""
 
 
 class IndexSection(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +162,8 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Watch the store, and let clients keep what they know for longer."""
     watch_timeout_s: Seconds = 300.0
     """For how long, then; what has a timeout of 0 keeps it."""
+    notify_clients: bool = True
+    """Raise inotify events on the mount for what changes on the store."""
     index_dir: str | None = None
     """Where the index of the store is; None: there is none."""
     log_level: LogLevel = "info"
@@ -380,6 +384,9 @@ DEFAULT_FILE = """\
 # enabled = true
 # timeout_s = 300.0
 
+# Have SMB clients, and programs that watch the mount by inotify, told of it as well.
+# notify_clients = true
+
 [index]
 # Find files, and tell what has changed. Each store's index has a directory of its own in this one;
 # it may be deleted at any time.
@@ -486,6 +493,7 @@ def mount_spec(
         "passthrough": section.passthrough,
         "watch": config.watch.enabled,
         "watch_timeout_s": config.watch.timeout_s,
+        "notify_clients": config.watch.notify_clients,
     }
     types = _field_types(MountSpec)
     flags = 0

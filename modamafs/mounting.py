@@ -27,6 +27,11 @@ FSTYPE = "fuse.modamafs"
 FUSE_DEVICE = Path("/dev/fuse")
 
 MNT_DETACH = 2
+
+# linux/mount.h, and the numbers of the calls, which are the same on all machines
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC, _FSMOUNT_CLOEXEC = 1, 1
+_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
 CAP_SYS_ADMIN = 21
 
 # linux/fs.h
@@ -476,6 +481,35 @@ def mount(spec: MountSpec, device: Path = FUSE_DEVICE) -> int:
         os.close(fd)
         raise MountRefused(f"the kernel refuses to mount on {spec.mountpoint}: {why}: see 'dmesg'")
     return fd
+
+
+def another_mount(fuse_fd: int) -> int:
+    """A descriptor (O_PATH) of another mount of what ``fuse_fd`` serves, that lies nowhere.
+
+    It is gone when it is closed, with all that was opened by it. What is unmounted meanwhile is not
+    busy by it. OSError: ENOTCONN, it is unmounted already; EINVAL before Linux 5.15.
+    """
+    context = _checked(_libc.syscall(_FSOPEN, b"fuse", _FSOPEN_CLOEXEC))
+    try:
+        options = {
+            b"fd": b"%d" % fuse_fd,
+            b"rootmode": b"40000",
+            b"user_id": b"0",
+            b"group_id": b"0",
+        }
+        for key, value in options.items():
+            _checked(_libc.syscall(_FSCONFIG, context, _FSCONFIG_SET_STRING, key, value, 0))
+        _checked(_libc.syscall(_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0))
+        return _checked(_libc.syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0))
+    finally:
+        os.close(context)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:

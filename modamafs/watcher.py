@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ from modamafs.config import MountSpec, load_mount_spec
 from modamafs.errors import ConfigurationError
 from modamafs.index.feeder import Feeder
 from modamafs.index.reconcile import Change
-from modamafs.model import RECORDS, ROOT
+from modamafs.model import RECORDS, ROOT, is_own_name
 from modamafs.store.backing import Store, path_of
 from modamafs.store.walk import Directory, walk
 from modamafs.tree.state import saved_handles
-from modamafs.watch import notices
+from modamafs.watch import notices, nudges
 from modamafs.watch.events import (
     ATTRIB,
     CLOSE_WRITE,
@@ -53,6 +54,8 @@ from modamafs.watch.events import (
     parse,
 )
 from modamafs.watch.log import WATCH_GAP, WATCH_LOG, EventLog
+from modamafs.watch.nudger import Nudger
+from modamafs.watch.nudges import Nudge, What
 from modamafs.watch.teller import Teller
 from modamafs.watch.written import WRITTEN, Written
 
@@ -279,13 +282,16 @@ class Watcher:
         self, spec: MountSpec, runtime: Path, store: Store, fuse_fd: int, worker: socket.socket
     ) -> None:
         self._store = store
-        self._teller = Teller(fuse_fd)
+        self._teller: Teller[bytes] = Teller(partial(notices.send, fuse_fd), notices.node_of)
         self._is_watching = False
         self._worker = worker
         self._saying = threading.Lock()
         self._heard = b""
         self._territory = Territory(store)
         self._root_ino = (spec.shows.root_ino if spec.shows else 0) or store.volume.root_ino
+        # On a read-only mount nothing can be done that raises an event.
+        wants_nudges = spec.notify_clients and not spec.read_only
+        self._nudger = Nudger(fuse_fd, self._root_ino) if wants_nudges else None
         self._log = EventLog(runtime / WATCH_LOG)
         self._gap = runtime / WATCH_GAP
         self._logging = threading.Lock()
@@ -320,6 +326,8 @@ class Watcher:
             self._feeder.ignore(watch_fd)
             poller.register(watch_fd, select.POLLIN)
         threading.Thread(target=self._refresh_trees, daemon=True).start()
+        if self._nudger is not None:
+            threading.Thread(target=self._nudger.run, daemon=True).start()
         try:
             if watch_fd is not None:
                 self._replay()
@@ -399,6 +407,7 @@ class Watcher:
         self._mounts.look()
         at_ns = time.time_ns()
         messages: dict[bytes, None] = {}
+        news: list[Nudge] = []
         changes: dict[tuple[int, bytes, int, int, bytes], Change] = {}
         for event in parse(data):
             if event.mask & OVERFLOW:
@@ -420,12 +429,15 @@ class Watcher:
                     messages[notices.everything()] = None
                     self._refresh_later(event.new_directory, event.new_name)
                 self._look_for_seals(event)
+                if not is_written_here:
+                    news += nudges.of(event)
             outside = not (is_ours or is_written_here or self._mounts.did(event))
             change = _change(event, outside=outside, at_ns=at_ns)
             if change is not None:
                 key = (*change[:3], change.new_directory, change.new_name)
                 changes[key] = _merged(changes.get(key), change)
         self._tell(messages)
+        self._nudge(news)
         self._feeder.feed(list(changes.values()), end)
 
     def _is_old_news(self, ino: int) -> bool:
@@ -446,6 +458,8 @@ class Watcher:
             self._log.set_lost(True)
             self._feeder.everything()  # before the index can say that it is complete
         self._tell([notices.everything()])
+        if self._nudger is not None:
+            self._nudger.waiting.everywhere()
 
     def _done(self, end: int, complete: bool | None = None) -> None:
         """See ``feeder.Done``."""
@@ -490,6 +504,12 @@ class Watcher:
         """The index was wrong about an entry, and so may be the kernel. From the index's thread."""
         changed = Event(CREATE | MODIFY, 0, directory, name, ino)
         self._teller.tell(notices.of(changed, self._root_ino))
+        self._nudge([Nudge(directory, name, What.GONE | What.COME | What.CHANGED)])
+
+    def _nudge(self, news: Iterable[Nudge]) -> None:
+        """Have those told who watch, after the kernel was: they look at once."""
+        if self._nudger is not None:
+            self._nudger.waiting.add(news)
 
     # ---- whole trees ------------------------------------------------------------------------
 
@@ -531,6 +551,9 @@ class Watcher:
                     messages = self._forgetting(directory)
                     while some := list(itertools.islice(messages, TOLD_AT_ONCE)):
                         self._teller.tell(some)
+                    self._nudge(_all_changed(directory))
+                above = os.stat(os.path.dirname(path)).st_ino
+                self._nudge([Nudge(above, os.path.basename(path), What.CHANGED, True)])
         finally:
             os.close(top)
 
@@ -545,6 +568,14 @@ class Watcher:
             yield notices.entry(node, name)
             with contextlib.suppress(FileNotFoundError):
                 yield notices.attributes(os.lstat(name, dir_fd=directory.fd).st_ino)
+
+
+def _all_changed(directory: Directory) -> Iterator[Nudge]:
+    """What is to be said of all that is in a directory."""
+    ino = os.fstat(directory.fd).st_ino
+    for name in (*directory.directories, *directory.others):
+        if not is_own_name(name):
+            yield Nudge(ino, name, What.CHANGED)
 
 
 def _change(event: Event, *, outside: bool, at_ns: int) -> Change | None:

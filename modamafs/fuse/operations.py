@@ -34,6 +34,7 @@ from modamafs.fuse.channel import (
     SETXATTR_ACL_KILL_SGID,
     scheduler,
 )
+from modamafs.fuse.phantoms import LASTING_S, Phantoms, is_phantom, is_watcher
 from modamafs.fuse.virtual import Commands, Virtual, is_ours
 from modamafs.model import RECORDS, ROOT, TEMPORARY, Attributes, Caller
 from modamafs.store import backing
@@ -42,6 +43,7 @@ from modamafs.tree.handles import Entry, Handle
 from modamafs.tree.recorded import Recorded
 from modamafs.tree.shown import Shown
 from modamafs.tree.virtual import is_virtual
+from modamafs.watch.nudges import CHANGED
 
 Result = TypeVar("Result")
 
@@ -147,6 +149,7 @@ class Operations(pyfuse3.Operations):
         self._timeouts = timeouts
         self._threads = trio.CapacityLimiter(16)
         self._virtual = Virtual(shown, tree.handles, self._in_thread, commands)
+        self._phantoms = Phantoms(tree, shown.privacy, self._virtual.has)
         self._scheduler = scheduler(pyfuse3)
         self._recorded = recorded
         self._changing = tree.handles.changing
@@ -199,7 +202,9 @@ class Operations(pyfuse3.Operations):
             entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns, _, _, _,
         ) = found  # fmt: skip
         entry.attr_timeout, entry.entry_timeout = self._timeouts
-        if is_virtual(found.ino):
+        if is_phantom(found.ino):
+            entry.attr_timeout, entry.entry_timeout = LASTING_S, 0.0
+        elif is_virtual(found.ino):
             if self._virtual.is_lasting(found.ino):
                 entry.attr_timeout, entry.entry_timeout = self._unwatched
             else:
@@ -240,7 +245,7 @@ class Operations(pyfuse3.Operations):
     @quick_handler
     def quick_lookup(self, parent: int, name: bytes) -> Attributes | int:
         """What an entry of the store is."""
-        if self._virtual.has(parent, name):
+        if self._virtual.has(parent, name) or is_watcher(*_channel.current_owner()):
             return NOT_QUICK
         found = self.tree.lookup(parent, name)
         if found is None:
@@ -325,7 +330,9 @@ class Operations(pyfuse3.Operations):
 
     @slow_handler
     async def lookup(self, parent: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        if self._virtual.has(parent, name):
+        if is_watcher(ctx.uid, ctx.gid):
+            found = self._phantoms.lookup(parent, name, ctx.gid)
+        elif self._virtual.has(parent, name):
             found = await self._virtual.lookup(parent, name, caller_of(ctx))
         else:
             found = self.tree.lookup(parent, name)
@@ -338,6 +345,8 @@ class Operations(pyfuse3.Operations):
 
     @slow_handler
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        if is_phantom(inode):
+            return self._attributes(self._phantoms.attributes(inode))
         if is_virtual(inode):
             return self._attributes(await self._virtual.getattr(inode, caller_of(ctx)))
         return self._attributes(self.tree.getattr(inode))
@@ -454,6 +463,9 @@ class Operations(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
+        if self._phantoms.is_rename(parent_old, parent_new):
+            self._phantoms.rename(parent_old, name_old, parent_new, name_new, flags)
+            return
         self._virtual.refuse(parent_old, name_old)
         self._virtual.refuse(parent_new, name_new)
         self._close_later(
@@ -692,6 +704,9 @@ class Operations(pyfuse3.Operations):
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Only without interposition: the flags are lost on the way here."""
         self._virtual.refuse_node(inode)
+        if name == CHANGED:
+            self._phantoms.change(inode)
+            return
         self.tree.setxattr(inode, name, value, 0, caller_of(ctx), keep_setid=True)
 
     # ---- what pyfuse3 has no handler for ----------------------------------------------------
@@ -754,6 +769,9 @@ class Operations(pyfuse3.Operations):
     def _setxattr(
         self, ino: int, caller: Caller, name: bytes, value: bytes, flags: int, acl_flags: int
     ) -> bytes:
+        if name == CHANGED:
+            self._phantoms.change(ino)
+            return b""
         keep_setid = not acl_flags & SETXATTR_ACL_KILL_SGID
         self.tree.setxattr(ino, name, value or b"", flags, caller, keep_setid=keep_setid)
         return b""

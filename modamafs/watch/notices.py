@@ -84,14 +84,25 @@ def of(event: Event, root_ino: int) -> Iterable[bytes]:
         yield attributes(node(event.ino))
 
 
-def send(fuse_fd: int, messages: Iterable[bytes]) -> None:
+def send(fuse_fd: int, message: bytes) -> None:
     """Tell the kernel. What it does not know, or no such notification (EINVAL), is no error.
 
     OSError: ENODEV, the mount is gone.
     """
-    for message in messages:
-        try:
-            os.write(fuse_fd, message)
-        except OSError as error:
-            if error.errno not in _NOT_KNOWN:
-                raise
+    try:
+        os.write(fuse_fd, message)
+    except OSError as error:
+        if error.errno not in _NOT_KNOWN:
+            raise
+
+
+def is_known(fuse_fd: int, node: int) -> bool:
+    """Whether the kernel has the inode; if so, it asks for its attributes again.
+
+    OSError: ENODEV, the mount is gone.
+    """
+    try:
+        os.write(fuse_fd, attributes(node))
+    except FileNotFoundError:
+        return False
+    return True

@@ -3,6 +3,7 @@
 The kernel takes a directory's lock for it, and whoever lists the directory has that lock: for as
 long as he likes, if he reads the listing into memory of his own making. So every notification is
 sent by a thread that may be left behind with it. What concerns the same directory waits with it.
+So it is with everything that is done to directories of the mount; see ``nudger.py``.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, TypeVar
 
-from modamafs.watch import notices
+Message = TypeVar("Message", bound=Hashable)
 
 log = logging.getLogger("modamafs.watcher")
 
@@ -24,10 +26,10 @@ MOST_WAITING = 10_000
 """Notifications that wait for one."""
 
 
-class _Batch:
+class _Batch(Generic[Message]):
     """What one thread is to send."""
 
-    def __init__(self, messages: Iterable[bytes]) -> None:
+    def __init__(self, messages: Iterable[Message]) -> None:
         self.left = deque(messages)
         self.node = 0
         """What the message that is being sent is about."""
@@ -37,14 +39,16 @@ class _Batch:
         self.is_done = False
 
 
-class Teller:
+class Teller(Generic[Message]):
     """See the module. May be used by several threads."""
 
-    def __init__(self, fuse_fd: int) -> None:
-        self._fuse_fd = fuse_fd
+    def __init__(self, send: Callable[[Message], None], node_of: Callable[[Message], int]) -> None:
+        """``send`` may wait for the directory that ``node_of`` names (0: for none)."""
+        self._send_one = send
+        self._node_of = node_of
         self._telling = threading.Lock()
         self._lock = threading.Lock()
-        self._held: dict[int, dict[bytes, None]] = {}
+        self._held: dict[int, dict[Message, None]] = {}
         """What waits for a directory, by its node; each once."""
         self._error: OSError | None = None
         self._has_dropped = False
@@ -67,19 +71,19 @@ class Teller:
                 self._has_dropped = False
             return again
 
-    def tell(self, messages: Iterable[bytes]) -> None:
+    def tell(self, messages: Iterable[Message]) -> None:
         """Return when all are sent, but for what waits for a directory.
 
         OSError: ENODEV, the mount is gone.
         """
         with self._telling:
-            batch: _Batch | None = _Batch(messages)
+            batch: _Batch[Message] | None = _Batch(messages)
             while batch is not None:
                 batch = self._send(batch)
         if self._error is not None:
             raise self._error
 
-    def _send(self, batch: _Batch) -> _Batch | None:
+    def _send(self, batch: _Batch[Message]) -> _Batch[Message] | None:
         """None: done. Or what another thread is to go on with."""
         thread = threading.Thread(target=self._run, args=(batch,), daemon=True)
         thread.start()
@@ -100,11 +104,11 @@ class Teller:
             log.info("directory-held node=%d", batch.node)  # as while a worker is restarted
             return rest
 
-    def _run(self, batch: _Batch) -> None:
+    def _run(self, batch: _Batch[Message]) -> None:
         """A thread."""
         try:
-            while message := self._next(batch):
-                notices.send(self._fuse_fd, [message])
+            while (message := self._next(batch)) is not None:
+                self._send_one(message)
                 with self._lock:
                     batch.moved_on.set()
         except OSError as error:
@@ -113,7 +117,7 @@ class Teller:
                 if batch.is_left_behind:
                     del self._held[batch.node]
 
-    def _next(self, batch: _Batch) -> bytes | None:
+    def _next(self, batch: _Batch[Message]) -> Message | None:
         with self._lock:
             if batch.is_left_behind:
                 waiting = self._held[batch.node]
@@ -125,7 +129,7 @@ class Teller:
                 return None
             while batch.left:
                 message = batch.left.popleft()
-                batch.node = notices.node_of(message)
+                batch.node = self._node_of(message)
                 if batch.node in self._held:
                     self._wait(self._held[batch.node], message)
                 elif len(self._held) >= MOST_HELD:
@@ -135,7 +139,7 @@ class Teller:
             batch.is_done = True
             return None
 
-    def _wait(self, waiting: dict[bytes, None], message: bytes) -> None:
+    def _wait(self, waiting: dict[Message, None], message: Message) -> None:
         if len(waiting) < MOST_WAITING:
             waiting[message] = None
         else:
