@@ -54,7 +54,7 @@ from modamafs.watch.events import (
     parse,
 )
 from modamafs.watch.log import WATCH_GAP, WATCH_LOG, EventLog
-from modamafs.watch.nudger import Nudger
+from modamafs.watch.nudger import MOST_NAMES, Nudger
 from modamafs.watch.nudges import Nudge, What
 from modamafs.watch.teller import Teller
 from modamafs.watch.written import WRITTEN, Written
@@ -571,9 +571,10 @@ class Watcher:
 
 
 def _all_changed(directory: Directory) -> Iterator[Nudge]:
-    """What is to be said of all that is in a directory."""
+    """What is to be said of all that is in a directory; of too much, it is the directory itself."""
     ino = os.fstat(directory.fd).st_ino
-    for name in (*directory.directories, *directory.others):
+    names = itertools.chain(directory.directories, directory.others)
+    for name in itertools.islice(names, MOST_NAMES + 2):
         if not is_own_name(name):
             yield Nudge(ino, name, What.CHANGED)
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,9 +143,9 @@ def test_who_has_it_open_goes_on(mount: Mount) -> None:
             out, _ = shell.communicate("\n")
         assert out.split() == [str(seen / "new"), "inside"]
         assert file.read() == b"newer"
+        directory = os.open(seen, os.O_PATH)
         with as_watcher():  # as if it had just come
             beside = os.open(mount.root / os.fsdecode(BESIDE), os.O_PATH)
-            directory = os.open(seen, os.O_PATH)
             with pytest.raises(FileExistsError):
                 renameat2_at((beside, NEW_FILE), (directory, "old"), RENAME_NOREPLACE)
         os.close(beside)
@@ -461,17 +462,24 @@ def test_the_worker_is_killed_while_there_is_something_to_tell(mount: Mount) -> 
 def test_it_can_be_unmounted_while_there_is_something_to_tell(
     store: Path, workshop: Workshop, new_name: Callable[[], str]
 ) -> None:
-    for _ in range(5):
-        with (
-            Mount(store, workshop.mountpoint(new_name()), *LONG) as mount,
-            Inotify(mount.root / HERE) as told,
-        ):
-            (store / HERE / "first").touch()
-            told.wait_until(lambda: bool(told.events), "an event")
-            for number in range(200):
-                (store / HERE / f"more{number}").touch()
-        remove(store / HERE)
-        (store / HERE).mkdir()
+    (store / HERE / "changing").touch()
+    is_over = threading.Event()
+
+    def change() -> None:
+        while not is_over.wait(0.001):
+            (store / HERE / "changing").chmod(0o600)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for _ in range(5):
+            with Mount(store, workshop.mountpoint(new_name()), *LONG) as mount:
+                told = Inotify(mount.root / HERE)
+                told.wait_for(ATTRIB, "changing")
+            told.close()
+    finally:
+        is_over.set()
+        changing.join()
 
 
 @one_kind

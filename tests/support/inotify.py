@@ -48,6 +48,10 @@ class Inotify:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Watch no more."""
         os.close(self._fd)
 
     def wait_for(self, mask: int, name: str, seconds: float = 30) -> None:
