@@ -285,7 +285,7 @@ def nfs_show(
     if kernel:
         text = nfs.kernel_export(shown, clients)
     elif private is None:
-        text = nfs.export(shown, protocols=protocols, squash=squash)
+        text = nfs.export(shown, protocols=protocols, squash=squash) + nfs.ONCE + nfs.CLOSING
     else:
         private = private.absolute()
         there = shlex.quote(str(private))
@@ -340,6 +340,7 @@ def nfs_install(
     tell_steps(
         steps,
         [
+            *_once_for_all(main),
             "",
             "then: systemctl reload-or-restart nfs-ganesha",
             f"      modamafs export nfs check --name {shown.name} {shown.path}",
@@ -347,6 +348,13 @@ def nfs_install(
         dry_run=dry_run,
         as_json=as_json,
     )
+
+
+def _once_for_all(main: Path) -> list[str]:
+    """What Ganesha needs for all of its exports, and takes one time only."""
+    if "MDCACHE" in main.read_text():
+        return []
+    return ["", f"once, for all exports, add to {main}:", "", *nfs.CLOSING.splitlines()]
 
 
 @nfs_group.command("uninstall")

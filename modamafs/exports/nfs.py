@@ -33,6 +33,9 @@ EXPORT {{
     # Root of a client is nobody special. What is sealed, it can't change either way.
     Squash = {squash};
     SecType = sys;
+    # Ganesha remembers modes and names for a minute otherwise: what was sealed, closed to others
+    # or written on the store would be seen that late. (0 is at once, and small files take longer.)
+    Attr_Expiration_Time = 1;
     # Ganesha asks the mount as root and judges by modes: what depends on who asks (views/mine,
     # unlisted private projects) is the same for everybody. Give each group a view mount of its
     # own ('modamafs view add', 'modamafs mount --view').
@@ -74,7 +77,19 @@ NFSV4 {{
     # Owners are numbers: no directory service is asked.
     Only_Numeric_Owners = true;
 }}
-{exports}"""
+{CLOSING}{exports}"""
+
+
+CLOSING = """\
+MDCACHE {
+    # Ganesha keeps a file open that it has written to, though no client has: no session could be
+    # sealed after that. So it closes, every second, what it does not need.
+    FD_LWMark_Percent = 0;
+    LRU_Run_Interval = 1;
+}
+"""
+"""For all exports of a server."""
+ONCE = "# Once in ganesha.conf, for all exports:\n"
 
 
 def kernel_export(share: Share, clients: str = "10.0.0.0/24") -> str:

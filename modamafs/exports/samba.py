@@ -39,6 +39,8 @@ def section(share: Share, *, guard: bool = True) -> str:
     # What others make in a project stays the project's: its group, and its default ACL.
     create mask = 0775
     directory mask = 2775
+    # Otherwise the masks give others what a default ACL denies them.
+    inherit acls = yes
     # Locks are asked of the mount, so that SMB, NFS and local programs see each other's.
     posix locking = yes
     # A file that somebody reads can be sealed, and a sealed file can be read.

@@ -5,8 +5,11 @@ Loaded by WsgiDAV, by name. Needs the extra ``exports``.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +23,8 @@ from wsgidav.fs_dav_provider import FileResource, FilesystemProvider, FolderReso
 from wsgidav.mw.base_mw import BaseMiddleware
 
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS)
+IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
+"""What rename(2) says of a target that it does not replace."""
 
 
 class Refusals(BaseMiddleware):  # type: ignore[misc]
@@ -38,34 +43,104 @@ class Refusals(BaseMiddleware):  # type: ignore[misc]
             raise DAVError(HTTP_FORBIDDEN, cause.strerror) from error
 
 
-class _Moves:
-    """By rename(2) alone: where that is refused, nothing is copied, and nothing removed."""
+class _Whole:
+    """Moves and removals by rename(2): where that is refused, nothing is copied or removed at all.
 
-    def move_recursive(self, dest_path: str) -> None:
-        """See DAVResource.move_recursive()."""
+    WsgiDAV removes what a move replaces before it tries to move, and a directory entry by entry.
+    """
+
+    def _target(self, dest_path: str) -> str:
         provider = self.provider  # type: ignore[attr-defined]
         if provider.readonly:
             raise DAVError(HTTP_FORBIDDEN)
-        target = provider._loc_to_file_path(dest_path, self.environ)  # type: ignore[attr-defined]
-        try:
-            os.rename(self._file_path, target)  # type: ignore[attr-defined]
-        except OSError as error:
-            if error.errno not in REFUSALS:
-                raise
-            raise DAVError(HTTP_FORBIDDEN, error.strerror) from error
+        return str(provider._loc_to_file_path(dest_path, self.environ))  # type: ignore[attr-defined]
+
+    def handle_move(self, dest_path: str) -> bool:
+        """See DAVResource.handle_move(): all of it, where something is replaced."""
+        source, target = self._file_path, self._target(dest_path)  # type: ignore[attr-defined]
+        if not os.path.lexists(target):
+            return False
+        with _refusals():
+            _replace(source, target)
+        self.remove_all_locks(recursive=True)  # type: ignore[attr-defined]
+        return True
+
+    def move_recursive(self, dest_path: str) -> None:
+        """See DAVResource.move_recursive()."""
+        with _refusals():
+            os.rename(self._file_path, self._target(dest_path))  # type: ignore[attr-defined]
+
+    def copy_move_single(self, dest_path: str, *, is_move: bool) -> None:
+        """See DAVResource.copy_move_single()."""
+        with _refusals():
+            super().copy_move_single(dest_path, is_move=is_move)  # type: ignore[misc]
 
 
-class _File(_Moves, FileResource):  # type: ignore[misc]
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Where WsgiDAV makes an answer of an error itself, and ``Refusals`` sees none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        raise DAVError(HTTP_FORBIDDEN, error.strerror) from error
+
+
+def _replace(source: str, target: str) -> None:
+    """As rename(2), over whatever is there."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in IN_THE_WAY:
+            raise
+    else:
+        return
+    aside = _put_aside(target)
+    try:
+        os.rename(source, target)
+    except OSError:
+        os.rename(aside, target)
+        raise
+    _remove(aside)
+
+
+def _put_aside(path: str) -> str:
+    """Under another name beside it; refused where it is, or holds, what can't be removed."""
+    aside = os.path.join(os.path.dirname(path), f".{uuid.uuid4()}~")
+    os.rename(path, aside)
+    return aside
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+class _File(_Whole, FileResource):  # type: ignore[misc]
     pass
 
 
-class _Folder(_Moves, FolderResource):  # type: ignore[misc]
+class _Folder(_Whole, FolderResource):  # type: ignore[misc]
+    def handle_delete(self) -> bool:
+        """See DAVResource.handle_delete()."""
+        self.delete()
+        return True
+
     def delete(self) -> None:
         """Not at all where it may not be removed itself: no half of a directory is gone then."""
-        above = os.path.dirname(self._file_path)
-        if not os.access(above, os.W_OK) or not os.access(self._file_path, os.W_OK):
+        if self.provider.readonly or not os.access(self._file_path, os.W_OK):
             raise DAVError(HTTP_FORBIDDEN)
-        super().delete()
+        with _refusals():
+            aside = _put_aside(self._file_path)
+            try:
+                shutil.rmtree(aside)
+            except OSError:
+                os.rename(aside, self._file_path)
+                raise
+        self.remove_all_locks(recursive=True)
 
 
 class Provider(FilesystemProvider):  # type: ignore[misc]

@@ -98,6 +98,19 @@ SUITES: Mapping[str, tuple[str, ...]] = {
 }
 """The suites for each share."""
 
+KNOWN = {
+    "smb2.dir find": """Samba 4.17 makes up the time of birth from the earliest seconds of a file's
+        times and the nanoseconds of its ctime. Whoever looks at a new file before and after its
+        mode is set, in the next second, sees two. Over a mount this takes milliseconds more, so it
+        is met more often (2 of 10 times).""",
+    "smb2.notify tree": """Fails over the bare directory, too, now and then.""",
+    "raw.notify tree": """Fails over the bare directory, too, now and then.""",
+    "base.createx_sharemodes_dir createx_sharemodes_dir": """Needs more time where the machine has
+        other work.""",
+    "base.nttrans nttrans": """Needs more time where the machine has other work.""",
+}
+"""Why tests were seen to go well on one side only."""
+
 # More of smb.conf: the options of the share "torture" are those of exports.md, but that attributes
 # and what Windows keeps beside a file are stored. Without the first module nobody has the right to
 # execute a file that was made without it, and smbtorture asks for all rights everywhere.
@@ -385,6 +398,31 @@ def differences(ran: Iterable[tuple[str, Ran]]) -> list[list[str]]:
     ]
 
 
+def verdict(ran: Sequence[tuple[str, Ran]]) -> list[str]:
+    """Lines about the table of differences: which count, and why there are others."""
+    rows = differences(ran)
+    count = sum(lost(row) for row in rows)
+    tests = dict.fromkeys(row[0].strip("`") for row in rows)
+    return [
+        *paragraph(
+            f"""{count or "None"} of them went well over the bare directory and failed over the
+            mount each time it was repeated; the others depend on time and on what else the machine
+            does. In the table, "none" means that a test was not reached."""
+        ),
+        *(
+            line
+            for test in tests
+            if test in KNOWN
+            for line in [*textwrap.wrap(f"- `{test}`: {' '.join(KNOWN[test].split())}", 100)]
+        ),
+    ]
+
+
+def lost(difference: Sequence[str]) -> bool:
+    """Whether a row of ``differences`` is of a test that the mount makes fail."""
+    return difference[2] == "success" and difference[5].startswith("0 of")
+
+
 def common_failures(ran: Iterable[tuple[str, Ran]]) -> list[list[str]]:
     """A row for each test that fails on both sides."""
     rows = []
@@ -465,9 +503,10 @@ def document(ran: Sequence[tuple[str, Ran]], versions: str, minutes: float) -> s
             ),
             *paragraph(
                 f"""A suite runs on both sides at the same time, each with an smbd that was just
-                started and a limit of {LIMIT_S:.0f} s. Tests that went well on one side only are
-                run {AGAIN} times more, with nothing beside them. "Failed" includes what was not
-                ended or not reached within the limit. Times are those of some suites at once."""
+                started and a limit of {LIMIT_S:.0f} s, or five times that for those known to be
+                long. Tests that went well on one side only are run {AGAIN} times more, with nothing
+                beside them. "Failed" includes what was not ended or not reached within the limit.
+                Times are those of some suites at once."""
             ),
             *table(heads, (total(ran, share) for share in shares)),
             "",
@@ -480,7 +519,7 @@ def document(ran: Sequence[tuple[str, Ran]], versions: str, minutes: float) -> s
             ),
             "## Differences",
             "",
-            *(table(DIFFERENCE, different) if different else ["None."]),
+            *([*table(DIFFERENCE, different), "", *verdict(ran)] if different else ["None."]),
             "",
             "## Suites",
             "",
@@ -499,7 +538,11 @@ def document(ran: Sequence[tuple[str, Ran]], versions: str, minutes: float) -> s
             "",
             *paragraph("On both sides the same, but for the paths:"),
             "```ini",
-            *(line.strip() for line in (options + EXTRA).splitlines() if line.strip()),
+            *(
+                line.strip()
+                for line in (options + EXTRA.format(path="DIRECTORY")).splitlines()
+                if line.strip()
+            ),
             "```",
             "",
         ]
@@ -546,7 +589,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         DOCUMENT.parent.mkdir(exist_ok=True)
         DOCUMENT.write_text(document(ran, versions, minutes))
         print(f"\nwritten: {DOCUMENT}")
-    return int(any(row[2] == "success" and row[5].startswith("0 of") for row in differences(ran)))
+    return int(any(map(lost, differences(ran))))
 
 
 if __name__ == "__main__":
