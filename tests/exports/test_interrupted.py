@@ -75,10 +75,20 @@ def place(
         yield made
         for server in made.servers.values():
             server.kill()
-        wait_until(
-            lambda: not list(made.mount.runtime.parent.glob(f"{made.mount.runtime.name}~*")),
-            "what is unmounted, but was in use",
-        )
+        end_what_is_detached(made.mount)
+
+
+def end_what_is_detached(mount: Mount | None) -> None:
+    """The supervisors of mounts that were unmounted while somebody used them."""
+    assert mount
+
+    def left() -> list[Path]:
+        return list(mount.runtime.parent.glob(f"{mount.runtime.name}~*"))
+
+    for runtime in left():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(runtime.name.rpartition("~")[2]), signal.SIGTERM)
+    wait_until(lambda: not left(), "the end of what was unmounted")
 
 
 @pytest.fixture
