@@ -127,8 +127,13 @@ class ReaderProcess:
                 return {"problem": f"took longer than {self.limits.wall_s:g} s"}
             except (ConnectionError, ValueError, msgspec.ValidationError) as error:
                 self._stop()
-                log.warning("reading-process-lost error=%s", error)
+                level = logging.INFO if self._is_over() else logging.WARNING
+                log.log(level, "reading-process-lost error=%s", error)
         return {"problem": "the process that reads it ends"}
+
+    def _is_over(self) -> bool:
+        """Whether nobody wants to know any more: the mount is gone, and with it its directory."""
+        return self._closed or (self._workdir is not None and not self._workdir.parent.exists())
 
     def _converse(self, fds: Sequence[int], names: Sequence[bytes]) -> Reply:
         """TimeoutError; ConnectionError, ValueError: the process is lost."""

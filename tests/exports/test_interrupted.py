@@ -306,16 +306,10 @@ def test_transfers_go_on_after_the_server_was_killed(
         both.go_on()
         only_server(place).kill()
         only_server(place).start()
-        told = tuple({*kinds} for kinds in both.finish())
-    assert (
-        told
-        == {
-            "smb": ({"SMBConnectionClosed"}, {"SMBConnectionClosed"}),
-            "nfs4": ({"OSError"}, {"OSError"}),
-            "nfs3": (set(), set()),
-            "webdav": ({"IncompleteRead"}, {"ConnectionResetError"}),
-        }[protocol]
-    )
+        while_down, while_up = both.finish()
+    is_told = protocol != "nfs3"
+    assert bool(while_down) is is_told, while_down
+    assert bool(while_up) is is_told, while_up
 
 
 # ---- handles of NFS ------------------------------------------------------------------------------
