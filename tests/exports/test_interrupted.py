@@ -7,7 +7,9 @@ the worker is killed    nothing               nothing               nothing     
 the server is killed    the connection is     the connection is     a pause           downloads are
                         lost: go on where     lost: go on where                       short: Range;
                         it was                it was                                  uploads: again
-mount dead, or gone     errors                errors                errors            errors
+the mount is dead       errors                errors                errors            errors
+unmounted, lazily       errors                goes on, rightly;     the same          503
+                                              started: refused
 mounted again           works                 restart the server    restart it        works
 ======================  ====================  ====================  ================  ==============
 
