@@ -31,6 +31,8 @@ def whole(directory: Path) -> None:
     """The file is in order, by SQLite's own means."""
     with contextlib.closing(sqlite3.connect(directory / "index.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        if not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            return  # killed before there was anything in it
         for table in ("names", "words"):
             connection.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
         orphans = connection.execute(
