@@ -218,7 +218,7 @@ def test_a_file_that_has_no_path_yet_is_sealed(cold: Cold, door: str) -> None:
         # O_PATH: nothing is opened on the store before the door itself is tried.
         fd = open_by_handle_at(mount_fd, cold.handle, os.O_PATH)
         try:
-            with pytest.raises(OSError, match="Read-only|Permission denied"):
+            with pytest.raises(OSError, match=r"Read-only|Permission denied"):
                 COLD[door](f"/proc/self/fd/{fd}")
         finally:
             os.close(fd)
