@@ -65,7 +65,7 @@ def facts(root: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def as_watcher(gid: int = AS_FILE) -> Iterator[None]:
-    """Come to the mount as a nudge does."""
+    """Come to the mount as a nudge does: not by paths, of which it is told the opposite."""
     _libc.setfsgid(ctypes.c_uint32(gid))
     try:
         yield
@@ -193,9 +193,9 @@ def test_telling_changes_nothing_on_the_store(mount: Mount) -> None:
             told.wait_for(ATTRIB | ISDIR, "")
         for _ in range(3):
             os.setxattr(seen / "new", ATTRIBUTE, b"value")
+        directory = os.open(seen, os.O_PATH)
         with as_watcher():
             beside = os.open(mount.root / os.fsdecode(BESIDE), os.O_PATH)
-            directory = os.open(seen, os.O_PATH)
             with pytest.raises(FileNotFoundError):
                 renameat2_at((directory, "new"), (beside, "0"), 0)
             with pytest.raises(FileExistsError):
@@ -277,9 +277,11 @@ def test_the_place_beside_is_nobodys(mount: Mount) -> None:
                 with contextlib.suppress(OSError):
                     os.close(os.open(path, os.O_WRONLY | os.O_CREAT))
                     pytest.fail("it can be written to")
+    directory = os.open(seen, os.O_PATH)
     with as_watcher(), contextlib.suppress(OSError):
-        os.close(os.open(seen / "nothing", os.O_WRONLY))
+        os.close(os.open("nothing", os.O_WRONLY, dir_fd=directory))
         pytest.fail("it can be written to")
+    os.close(directory)
     os.close(place)
     assert refusal((seen / "nothing").lstat) == errno.ENOENT
     assert sorted(os.listdir(seen)) == ["old", "raw"]
