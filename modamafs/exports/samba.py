@@ -14,19 +14,16 @@ from modamafs.exports.share import Share
 PACKAGES = "samba samba-vfs-modules"
 
 
-def section(share: Share, *, guard: bool = True) -> str:
-    """The section of one share. ``guard``: refuse connections while nothing is mounted."""
-    guarded = f"""\
-    # Nobody is connected to what lies below the mount point when the mount is gone.
-    root preexec = /usr/bin/mountpoint -q "{share.mountpoint}"
-    root preexec close = yes
-"""
+def section(share: Share) -> str:
+    """The section of one share."""
     return f"""\
 [{share.name}]
     comment = research data (modamafs)
     path = {share.path}
     read only = {"yes" if share.read_only else "no"}
-{guarded if guard else ""}\
+    # Nobody is connected to what lies below the mount point when the mount is gone.
+    root preexec = /usr/bin/mountpoint -q "{share.mountpoint}"
+    root preexec close = yes
     # Windows' read-only attribute says what the user may do by modes and ACLs: what is sealed is
     # shown to everybody without write permission, so Explorer says so before anybody tries.
     map readonly = permissions
@@ -53,9 +50,7 @@ def section(share: Share, *, guard: bool = True) -> str:
 """
 
 
-def private(
-    shares: Iterable[Share], directory: Path, port: int, *, interfaces: str = "127.0.0.1/8"
-) -> str:
+def private(shares: Iterable[Share], directory: Path, port: int) -> str:
     """A whole ``smb.conf``: an smbd of its own, without root's Samba, on an unprivileged port."""
     places = "\n".join(
         f"    {name} = {directory}/{place}"
@@ -74,7 +69,7 @@ def private(
 [global]
     server role = standalone server
     # Only this machine reaches it.
-    interfaces = {interfaces}
+    interfaces = 127.0.0.1/8
     bind interfaces only = yes
     smb ports = {port}
     disable netbios = yes

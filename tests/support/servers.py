@@ -8,7 +8,6 @@ import os
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from modamafs.exports.servers import PATIENCE_S, Ganesha, program
 from tests.support.users import ALICE, BOB, STRANGER, TEAM, User
@@ -16,7 +15,6 @@ from tests.support.users import ALICE, BOB, STRANGER, TEAM, User
 PASSWORD = "correct horse battery staple"
 PEOPLE: Mapping[str, User] = {"alice": ALICE, "bob": BOB, "stranger": STRANGER}
 """Alice and Bob are in the same team."""
-NAMES = {user.uid: name for name, user in PEOPLE.items()}
 _CLONE_NEWNET = 0x40000000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -123,14 +121,3 @@ def _set_network(fd: int) -> None:
     if _libc.setns(fd, _CLONE_NEWNET):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-class Login(NamedTuple):
-    """Who asks a server: by name and password, or by number."""
-
-    name: str
-
-    @property
-    def user(self) -> User:
-        """Who that is on the store."""
-        return PEOPLE[self.name]
