@@ -6,6 +6,7 @@ Source: smb.conf(5) of Samba 4.17; what was measured is in ``docs/exports/samba.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def section(share: Share) -> str:
     path = {share.path}
     read only = {"yes" if share.read_only else "no"}
     # Nobody is connected to what lies below the mount point when the mount is gone.
-    root preexec = /usr/bin/mountpoint -q "{share.mountpoint}"
+    root preexec = /usr/bin/mountpoint -q {shlex.quote(str(share.mountpoint))}
     root preexec close = yes
     # Windows' read-only attribute says what the user may do by modes and ACLs: what is sealed is
     # shown to everybody without write permission, so Explorer says so before anybody tries.
