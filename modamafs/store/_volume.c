@@ -440,6 +440,31 @@ struct dirent64 {
     char d_name[];
 };
 
+/* For a method that takes fd, offset and size_bytes: puts the directory at its position, and lowers
+ * `size`, which is that of the buffer, to what is asked for. False: an exception is set. */
+static bool at_position(PyObject *const *args, Py_ssize_t count, const char *method, int *fd,
+                        long *size)
+{
+    if (count != 3) {
+        PyErr_Format(PyExc_TypeError, "%s() takes fd, offset and size_bytes", method);
+        return false;
+    }
+    *fd = (int)PyLong_AsLong(args[0]);
+    long long offset = PyLong_AsLongLong(args[1]);
+    long asked = PyLong_AsLong(args[2]);
+    if (PyErr_Occurred())
+        return false;
+    if (asked < 512)
+        asked = 512;
+    if (asked < *size)
+        *size = asked;
+    if (lseek(*fd, offset, SEEK_SET) < 0) {
+        os_error();
+        return false;
+    }
+    return true;
+}
+
 PyDoc_STRVAR(Volume_scan_doc,
 "scan(fd: int, offset: int, size_bytes: int) -> list[tuple[bytes, int, Attributes]]\n\n"
 "Entries of an open directory from the position `offset` (0, or the second field of an entry):\n"
@@ -450,19 +475,10 @@ static PyObject *Volume_scan(Volume *self, PyObject *const *args, Py_ssize_t cou
 {
     char buffer[65536] __attribute__((aligned(8)));
 
-    if (count != 3)
-        return PyErr_Format(PyExc_TypeError, "scan() takes fd, offset and size_bytes");
-    int fd = (int)PyLong_AsLong(args[0]);
-    long long offset = PyLong_AsLongLong(args[1]);
-    long size = PyLong_AsLong(args[2]);
-    if (PyErr_Occurred())
+    int fd;
+    long size = (long)sizeof buffer;
+    if (!at_position(args, count, "scan", &fd, &size))
         return NULL;
-    if (size < 512)
-        size = 512;
-    if (size > (long)sizeof buffer)
-        size = (long)sizeof buffer;
-    if (lseek(fd, offset, SEEK_SET) < 0)
-        return os_error();
 
     PyObject *entries = PyList_New(0);
     if (!entries)
@@ -507,19 +523,10 @@ static PyObject *Volume_names(Volume *self, PyObject *const *args, Py_ssize_t co
     char buffer[65536] __attribute__((aligned(8)));
     (void)self;
 
-    if (count != 3)
-        return PyErr_Format(PyExc_TypeError, "names() takes fd, offset and size_bytes");
-    int fd = (int)PyLong_AsLong(args[0]);
-    long long offset = PyLong_AsLongLong(args[1]);
-    long size = PyLong_AsLong(args[2]);
-    if (PyErr_Occurred())
+    int fd;
+    long size = (long)sizeof buffer;
+    if (!at_position(args, count, "names", &fd, &size))
         return NULL;
-    if (size < 512)
-        size = 512;
-    if (size > (long)sizeof buffer)
-        size = (long)sizeof buffer;
-    if (lseek(fd, offset, SEEK_SET) < 0)
-        return os_error();
     long got = syscall(SYS_getdents64, fd, buffer, (size_t)size);
     return got < 0 ? os_error() : PyBytes_FromStringAndSize(buffer, got);
 }
