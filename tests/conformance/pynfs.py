@@ -24,7 +24,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 from modamafs.exports import servers
 from modamafs.exports.share import Share
@@ -33,6 +32,7 @@ from tests.conformance.smbtorture import (
     NOT_REACHED,
     Outcome,
     Outcomes,
+    Ran,
     paragraph,
     same,
     table,
@@ -60,26 +60,6 @@ KINDS = {
     "RUNNING": "timeout",
 }
 RESULT = re.compile(rf"(\S+) +(st_\w+)\.\w+ +: ({'|'.join(KINDS)})")
-
-
-class Ran(NamedTuple):
-    """The tests of one version of NFS, on both sides."""
-
-    nfs: str
-    bare: Outcomes
-    mount: Outcomes
-    bare_s: float
-    mount_s: float
-    again: list[tuple[Outcomes, Outcomes]]
-    """Of those that differ: bare and mount once more, several times."""
-
-    def differing(self) -> list[str]:
-        """Tests that do not have the same outcome."""
-        return [
-            test
-            for test in sorted({*self.bare, *self.mount})
-            if self.bare.get(test, NOT_REACHED).kind != self.mount.get(test, NOT_REACHED).kind
-        ]
 
 
 def parsed(output: str) -> Outcomes:
@@ -157,7 +137,7 @@ def modules(ran: Ran) -> list[list[str]]:
     differing = {test.split()[0] for test in ran.differing()}
     names = sorted({test.split()[0] for test in {*ran.bare, *ran.mount}})
     return [
-        [f"{ran.nfs} {name}", *(numbers(side, f"{name} ") for side in (ran.bare, ran.mount))]
+        [f"{ran.suite} {name}", *(numbers(side, f"{name} ") for side in (ran.bare, ran.mount))]
         for name in sorted(names, key=lambda name: name not in differing)
     ]
 
@@ -176,7 +156,7 @@ def differences(ran: Iterable[Ran]) -> list[list[str]]:
     """A row for each test that does not have the same outcome."""
     return [
         [
-            f"{one.nfs} {test}",
+            f"{one.suite} {test}",
             one.bare.get(test, NOT_REACHED).kind,
             one.mount.get(test, NOT_REACHED).kind,
             times((bare for bare, _ in one.again), test),
@@ -200,7 +180,7 @@ def common(ran: Iterable[Ran], kinds: Sequence[str]) -> list[list[str]]:
                     if same(bare.said, mount.said)
                     else f"bare: {bare.said}; mount: {mount.said}"
                 )
-                rows.append([f"{one.nfs} {test}", said])
+                rows.append([f"{one.suite} {test}", said])
     return rows
 
 
@@ -231,7 +211,7 @@ def document(ran: Sequence[Ran], versions: str, minutes: float, configuration: s
                 ("NFS", "bare", "mount", "differing", "bare took", "mount took"),
                 (
                     (
-                        one.nfs,
+                        one.suite,
                         numbers(one.bare),
                         numbers(one.mount),
                         len(one.differing()) or "–",

@@ -164,7 +164,7 @@ NOT_REACHED = Outcome("none", "not reached")
 
 
 class Ran(NamedTuple):
-    """A suite, on both sides."""
+    """A suite (of pynfs: a version of NFS), on both sides."""
 
     suite: str
     bare: Outcomes
@@ -175,7 +175,7 @@ class Ran(NamedTuple):
     """What differs, on bare and mount once more, several times."""
 
     def differing(self) -> list[str]:
-        """Tests that went well on one side only."""
+        """Tests that do not have the same outcome."""
         return [
             test
             for test in sorted({*self.bare, *self.mount})
