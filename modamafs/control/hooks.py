@@ -11,13 +11,10 @@ from typing import Any
 
 import trio
 
+from modamafs.control.again import again_and_again
 from modamafs.control.jobs import lines_of
 
 log = logging.getLogger(__name__)
-
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 10.0
-"""Between a process that has died and the next one."""
-STABLE_S = 5.0
 
 
 class Hooks:
@@ -36,19 +33,9 @@ class Hooks:
 
     async def run(self) -> None:
         """Until it is unmounted: what is still open then needs none."""
-        pause_s = SHORTEST_PAUSE_S
-        while self._is_mounted():
-            self.state = {"state": "starting", "message": ""}
-            began_s = trio.current_time()
-            try:
-                await self._live()
-            except OSError as error:
-                log.error("hooks-not-started error=%s", error)
-            except Exception:  # the mount has to go on
-                log.exception("hooks-failed")
-            lived_s = trio.current_time() - began_s
-            pause_s = SHORTEST_PAUSE_S if lived_s > STABLE_S else min(LONGEST_PAUSE_S, pause_s * 2)
-            await trio.sleep(pause_s)
+        await again_and_again(
+            self._live, self._is_mounted, log, "hooks-not-started", "hooks-failed"
+        )
 
     def _is_mounted(self) -> bool:
         try:
@@ -58,6 +45,7 @@ class Hooks:
 
     async def _live(self) -> None:
         """One process's life; its standard input ends with this one."""
+        self.state = {"state": "starting", "message": ""}
         process = await trio.lowlevel.open_process(
             [
                 sys.executable, "-P", "-m", "modamafs.hooks", "--runtime", str(self._runtime),

@@ -16,11 +16,10 @@ from typing import Any
 
 import trio
 
+from modamafs.control.again import again_and_again
+
 log = logging.getLogger(__name__)
 
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 10.0
-"""Between a watcher that has died and the next one."""
-STABLE_S = 5.0
 PATIENCE_S = 5.0
 """For an index that is being written; what is known then has to do."""
 LONGEST_LINE_BYTES = 64 << 20
@@ -55,18 +54,7 @@ class Watch:
 
     async def run(self) -> None:
         """Until it is cancelled."""
-        pause_s = SHORTEST_PAUSE_S
-        while True:
-            began_s = trio.current_time()
-            try:
-                await self._live()
-            except OSError as error:
-                log.error("watcher-not-started error=%s", error)
-            except Exception:  # the mount has to go on
-                log.exception("watch-failed")
-            lived_s = trio.current_time() - began_s
-            pause_s = SHORTEST_PAUSE_S if lived_s > STABLE_S else min(LONGEST_PAUSE_S, pause_s * 2)
-            await trio.sleep(pause_s)
+        await again_and_again(self._live, lambda: True, log, "watcher-not-started", "watch-failed")
 
     async def _live(self) -> None:
         """One watcher's life."""
