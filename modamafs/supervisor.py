@@ -46,6 +46,7 @@ from modamafs.config import (
 )
 from modamafs.errors import ConfigurationError, MountRefused
 from modamafs.index.database import index_dir
+from modamafs.logs import configure_logging
 from modamafs.store import views
 from modamafs.store.backing import Store
 from modamafs.watch.group import open_group
@@ -849,13 +850,6 @@ def _last_words(runtime: Path) -> str:
 
 
 # --- as a process of its own ----------------------------------------------------------------------
-
-
-def configure_logging(level: str) -> None:
-    """Log to stderr, the way that supervisor and worker do."""
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
-    )
 
 
 def launch(runtime: Path, prepared: Prepared) -> None:

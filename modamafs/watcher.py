@@ -36,6 +36,7 @@ from modamafs.config import MountSpec, load_mount_spec
 from modamafs.errors import ConfigurationError
 from modamafs.index.feeder import Feeder
 from modamafs.index.reconcile import Change
+from modamafs.logs import configure_logging
 from modamafs.model import RECORDS, ROOT, is_own_name
 from modamafs.store.backing import Store, path_of
 from modamafs.store.walk import Directory, walk
@@ -102,11 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
 def watch(options: argparse.Namespace) -> int:
     """With the command line taken apart."""
     spec = load_mount_spec(options.runtime)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=spec.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    configure_logging(spec.log_level)
     sys.setswitchinterval(0.001)  # the index's thread must not keep the kernel waiting
     with socket.socket(fileno=options.worker_fd) as worker, Store(Path(spec.store)) as store:
         watcher = Watcher(spec, options.runtime, store, options.fuse_fd, worker)

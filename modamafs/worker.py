@@ -32,6 +32,7 @@ from modamafs.doors import reaches
 from modamafs.extraction.extractor import Extractor
 from modamafs.extraction.wanted import is_wanted
 from modamafs.fuse import channel
+from modamafs.logs import configure_logging
 from modamafs.model import Caller, Operation
 from modamafs.policy.decide import decide, may_seal, may_unseal
 from modamafs.sealer import Order, order
@@ -67,11 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     spec = load_mount_spec(options.runtime)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=spec.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    configure_logging(spec.log_level)
     channel.load(interpose=spec.channel)
     importlib.import_module("modamafs.fuse.session")
     if options.standby and not wait_for_turn():

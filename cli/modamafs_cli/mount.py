@@ -11,6 +11,7 @@ import msgspec
 from modamafs import mounting, supervisor
 from modamafs.config import load_config, load_mount_spec, mount_spec, runtime_dir
 from modamafs.errors import ConfigurationError
+from modamafs.logs import configure_logging
 from modamafs_cli._common import emit, json_option
 
 
@@ -64,7 +65,7 @@ def command(
         raise click.UsageError(error.message, ctx) from error
     runtime = runtime_dir(spec.mountpoint, config)
     if foreground:
-        supervisor.configure_logging(spec.log_level)
+        configure_logging(spec.log_level)
         ctx.exit(supervisor.run_in_foreground(spec, runtime))
     supervisor.launch(runtime, supervisor.prepare(spec, runtime))
     emit(msgspec.to_builtins(load_mount_spec(runtime)), "", as_json=as_json)

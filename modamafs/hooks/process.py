@@ -42,6 +42,7 @@ from modamafs.errors import ConfigurationError, DamagedRecord, InvalidRequest, M
 from modamafs.hooks.changed import Gathered, places
 from modamafs.hooks.run import Run, run
 from modamafs.index.follow import PAGE_LIMIT, follow_command
+from modamafs.logs import configure_logging
 from modamafs.model import Caller, SealState
 from modamafs.placeholders import filled
 from modamafs.sealing.place import SESSION_DEPTH, Place
@@ -86,11 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     spec = load_mount_spec(options.runtime)
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=spec.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-    )
+    configure_logging(spec.log_level)
     with Store(Path(spec.store)) as store:
         try:
             hooks = load_hooks(store.path)

@@ -73,12 +73,13 @@ DRIVER = """
 import json, os, sys
 from pathlib import Path
 from modamafs import config, supervisor
+from modamafs.logs import configure_logging
 
 for name, value in json.loads(os.environ["LIMITS"]).items():
     setattr(supervisor, name, value)
 runtime = Path(os.environ["RUNTIME"])
 spec = config.load_mount_spec(runtime)
-supervisor.configure_logging("debug")
+configure_logging("debug")
 fd = int(os.environ["FUSE_FD"] or os.open("/dev/null", os.O_RDWR))
 os.set_inheritable(fd, False)
 adopted = os.environ.get("ADOPTED") == "1"
