@@ -130,6 +130,10 @@ class MountRefused(ModamaError):
     errno = errno.EINVAL
 
 
+class NotInstalled(ModamaError):
+    """A program or library is missing that only this takes; the message names its package."""
+
+
 class NotMounted(ModamaError):
     """No running mount answers for this path."""
 

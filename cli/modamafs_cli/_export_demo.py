@@ -18,7 +18,7 @@ from rich.text import Text
 
 from modamafs import mounting
 from modamafs.config import MountSpec
-from modamafs.errors import ModamaError
+from modamafs.errors import ModamaError, NotInstalled
 from modamafs.exports.check import examine
 from modamafs.exports.client import Client
 from modamafs.exports.nfs_client import NfsClient
@@ -178,9 +178,7 @@ def _served(
     for plan in plans:
         try:
             stack.enter_context(plan.server)
-        except ModamaError as error:
-            if "is not installed" not in error.message:
-                raise
+        except NotInstalled as error:
             lacking.append(f"{plan.kind}: {error.message}")
         else:
             running.append(plan)

@@ -100,8 +100,8 @@ def _of_sealed(client: Client, sealed: Sealed) -> Iterator[Row]:
         lambda: client.rename(sealed.directory, f"{sealed.directory}-{uuid.uuid4()}"),
     )
     with contextlib.suppress(OSError):
-        if client.stat(sealed.file).read_only is not None:
-            shown = bool(client.stat(sealed.file).read_only)
+        shown = client.stat(sealed.file).read_only
+        if shown is not None:
             yield Row("is shown read-only", shown, "yes" if shown else "no")
     try:
         client.lock_shared(sealed.file)

@@ -13,7 +13,7 @@ import uuid
 from ctypes import POINTER, byref, c_char_p, c_int, c_uint32, c_uint64, c_void_p
 from typing import Any
 
-from modamafs.errors import ModamaError
+from modamafs.errors import NotInstalled
 from modamafs.exports.client import Client, Seen, error
 
 PACKAGE = "libnfs13"
@@ -61,7 +61,7 @@ def _load() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libnfs.so.13")
     except OSError as missing:
-        raise ModamaError(f"libnfs is not installed: 'apt install {PACKAGE}'") from missing
+        raise NotInstalled(f"libnfs is not installed: 'apt install {PACKAGE}'") from missing
     for name in ("nfs_init_context", "nfs_parse_url_dir", "libnfs_authunix_create"):
         getattr(library, name).restype = c_void_p
     library.nfs_get_error.restype = c_char_p

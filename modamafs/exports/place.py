@@ -33,11 +33,12 @@ class Step(NamedTuple):
     """In a few words, for people."""
 
 
-def headed(kind: str, share_path: Path, content: str, comment: str = "#") -> str:
+def headed(kind: str, share_path: Path, content: str) -> str:
     """The text of a file of ours."""
     return (
         f"{MARK} {kind} install' for {share_path}: made anew by that, so change nothing here.\n"
-    ).replace("#", comment, 1) + content
+        f"{content}"
+    )
 
 
 def of_own_file(path: Path, content: str, share_path: Path, *, replace: bool) -> Step:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from modamafs.errors import Busy, ModamaError, NotMounted
+from modamafs.errors import Busy, ModamaError, NotInstalled, NotMounted
 from modamafs.exports import nfs, samba, webdav
 from modamafs.exports.share import Share
 
@@ -30,10 +30,10 @@ ADDRESS = "127.0.0.1"
 
 
 def program(name: str, packages: str) -> str:
-    """The path of a server's program. Raises ModamaError that says what to install."""
+    """The path of a server's program. Raises NotInstalled."""
     found = shutil.which(name, path=PATH)
     if found is None:
-        raise ModamaError(f"{name} is not installed: 'apt install {packages}'")
+        raise NotInstalled(f"{name} is not installed: 'apt install {packages}'")
     return found
 
 
@@ -135,8 +135,6 @@ class Server:
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE_S / 3)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """As a crash does; ``start`` starts it again."""

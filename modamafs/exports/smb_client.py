@@ -10,7 +10,7 @@ import errno
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from modamafs.errors import ModamaError
+from modamafs.errors import NotInstalled
 from modamafs.exports.client import Client, Seen, error
 
 READ_ONLY, DIRECTORY = 0x1, 0x10
@@ -47,11 +47,11 @@ class SmbClient(Client):
     protocol = "SMB"
 
     def __init__(self, server: str, port: int, share: str, user: str, password: str) -> None:
-        """OSError: the server refuses. ModamaError: smbprotocol is not installed."""
+        """OSError: the server refuses. NotInstalled: smbprotocol is not there."""
         try:
             import smbclient
         except ModuleNotFoundError as missing:
-            raise ModamaError(
+            raise NotInstalled(
                 f"{missing.name} is not installed: 'pip install modamafs[exports]'"
             ) from missing
         self._smb = smbclient
