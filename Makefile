@@ -20,8 +20,7 @@ setup: $(STAMP) ## install the system packages that are missing, make .venv, ins
 
 $(VENV)/.apt: apt-packages.txt
 	@missing=$$(for p in $$(grep -v '^#' apt-packages.txt); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
-	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
-	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	if [ -n "$$missing" ]; then echo "installing:" $$missing; $(SUDO) bash share/setup/install-packages $$missing; fi
 	@mkdir -p $(VENV) && touch $@
 
 $(STAMP): $(VENV)/.apt pyproject.toml setup.py $(NATIVE)
