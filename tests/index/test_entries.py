@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from modamafs.index.reconcile import Change, Index, Recorded
 from modamafs.store.backing import Store
 from tests.index.support import Scene, differences, reconcile
+from tests.support.images import Image
 
 
 def test_a_file_is_made_written_and_removed(scene: Scene) -> None:
@@ -121,8 +123,18 @@ def test_hard_links_have_a_row_each(scene: Scene) -> None:
     assert scene.rows("SELECT name, nlink FROM nodes WHERE kind='file'") == [("y", 1)]
 
 
-def test_an_inode_number_is_used_again(scene: Scene) -> None:
+@pytest.fixture
+def alone(on_disk: Path) -> Iterator[Scene]:
+    """On a new ext4 of its own: how full the disk is elsewhere decides nothing."""
+    with Image("ext4", on_disk) as image:
+        scene = Scene(image.root)
+        yield scene
+        scene.close()
+
+
+def test_an_inode_number_is_used_again(alone: Scene) -> None:
     """On ext4 a number is soon given to another inode, which has another generation."""
+    scene = alone
     numbers: dict[int, str] = {}
     for number in range(200):
         kind = "directory" if number % 2 else "file"
