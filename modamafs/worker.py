@@ -293,7 +293,7 @@ def commands(
         "status": status,
         "progress": progress,
         "cancel": cancel,
-        **catalogue.commands(tree),
+        **catalogue.commands(tree, watch.sync),
         **index.commands(tree, watch, searchers, index_dir),
         **{verb: ordered(verb) for verb in verbs},
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,13 +19,21 @@ from modamafs.tree.core import Tree
 from modamafs.tree.mapped import MappedTree
 
 
-def commands(tree: Tree) -> dict[str, Command]:
-    """``project-create`` and its kin: ``modamafs.projects``, as far as this mount goes."""
-    return {verb: _command(tree, verb, function) for verb, function in projects.VERBS.items()}
+def commands(tree: Tree, noticed: Callable[[], Awaitable[object]]) -> dict[str, Command]:
+    """``project-create`` and its kin: ``modamafs.projects``, as far as this mount goes.
+
+    ``noticed`` returns when what was done on the store is seen by everybody.
+    """
+    return {
+        verb: _command(tree, verb, function, noticed) for verb, function in projects.VERBS.items()
+    }
 
 
 def _command(
-    tree: Tree, verb: str, function: Callable[[Store, Mapping[str, Any], Caller], Any]
+    tree: Tree,
+    verb: str,
+    function: Callable[[Store, Mapping[str, Any], Caller], Any],
+    noticed: Callable[[], Awaitable[object]],
 ) -> Command:
     async def run(arguments: dict[str, Any], peer: Caller) -> Any:
         if isinstance(tree, MappedTree):
@@ -37,6 +45,8 @@ def _command(
             _check_in_view(tree, arguments)
         work = partial(function, tree.store, arguments, peer)
         result = await trio.to_thread.run_sync(work)
+        if verb in projects.CHANGING:
+            await noticed()  # the mount was perhaps asked for the name before it was there
         if tree.scope.is_whole:
             return result
         if isinstance(result, list):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 
@@ -214,6 +215,26 @@ def test_more_changes_than_the_kernel_keeps(watched: Mount) -> None:
     assert_same(watched)
     os.close(held)
     assert "events-lost" in (watched.runtime / "daemon.log").read_text(), "nothing was lost"
+
+
+def test_who_makes_a_project_finds_it_at_once(watched: Mount) -> None:
+    """Though the mount was asked for the name before, and the watcher is late."""
+    made = watched.root / "d/new"
+    assert not made.exists()
+    pid = watcher_pid(watched)
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            arguments = {"path": "d/new", "title": "New"}
+            answer = pool.submit(
+                client.call, watched.runtime, "project-create", arguments, timeout_s=PATIENCE_S
+            )
+            wait_until((watched.store / "d/new").is_dir, "the project")
+            assert wait([answer], timeout=1).not_done, "answered before it is seen"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        answer.result(PATIENCE_S)
+        assert made.is_dir()
 
 
 def test_without_an_index_nothing_stays_wrong_either(
