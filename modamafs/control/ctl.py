@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import logging
+import time
 from typing import Any
 
 import trio
@@ -17,6 +18,7 @@ from modamafs.control.jobs import Jobs
 from modamafs.errors import InvalidRequest, ModamaError, TooLong
 from modamafs.model import Caller
 from modamafs.sealing.place import user_name
+from modamafs.tree.virtual import Said
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,13 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+
+
+def _explained(last: str) -> bytes:
+    return f"# {USAGE}; 'seal/state' and 'seal/progress' tell more\n{last}\n".encode()
+
+
+NOTHING_YET = Said(_explained("nothing was written yet"))
 
 
 def text_of(data: bytes) -> str:
@@ -65,23 +74,25 @@ class Ctl:
         self._jobs = jobs
         self._nursery = nursery
         self._read_only = read_only
-        self._answers: dict[bytes, str] = {}
+        self._answers: dict[bytes, Said] = {}
 
-    def progress(self, path: bytes) -> bytes:
-        """One line: how far the work on a directory is; b"" where there is none."""
+    def progress(self, path: bytes) -> Said:
+        """One line: how far the work on a directory is, by now; b"" where there is none."""
         known = self._jobs.progress(_text(path))
         if not known:
-            return b""
+            return Said(b"")
         done, size = known.get("done_bytes"), known.get("size_bytes")
         line = f"{known['verb']}: {known.get('step', '')}"
         if size:
             line += f", {done} of {size} bytes ({100 * (done or 0) // size} %)"
-        return line.encode() + b"\n"
+        return Said(line.encode() + b"\n", time.time_ns())
 
-    def answer(self, path: bytes) -> bytes:
+    def answer(self, path: bytes) -> Said:
         """How to use ``ctl``, and, last, what came of what was written."""
-        last = self._answers.get(path, "nothing was written yet")
-        return f"# {USAGE}; 'seal/state' and 'seal/progress' tell more\n{last}\n".encode()
+        return self._answers.get(path, NOTHING_YET)
+
+    def _say(self, path: bytes, last: str) -> None:
+        self._answers[path] = Said(_explained(last), time.time_ns())
 
     def is_whole(self, data: bytes) -> bool:
         """Whether what was written so far is a command, or too much to be one."""
@@ -98,7 +109,7 @@ class Ctl:
             await self._carry_out(target, data, caller)
         except (ModamaError, OSError) as error:
             said = error.message if isinstance(error, ModamaError) else error.strerror
-            self._answers[target] = f"error: {said}"
+            self._say(target, f"error: {said}")
             raise
 
     async def _carry_out(self, target: bytes, data: bytes, caller: Caller) -> None:
@@ -113,7 +124,7 @@ class Ctl:
         if self._read_only:
             raise InvalidRequest("this mount is read-only: use a writable one")
         by = user_name(caller.uid)
-        self._answers[target] = f"{words}: begun by {by}"
+        self._say(target, f"{words}: begun by {by}")
         ended = trio.Event()
         failure: list[Exception] = []
         order = {**command, "path": _text(target), "by": by}
@@ -141,11 +152,11 @@ class Ctl:
             result = await self._jobs.run(order, Caller(0, 0))
         except (ModamaError, OSError) as error:
             said = error.message if isinstance(error, ModamaError) else str(error.strerror)
-            self._answers[target] = f"error: {said}"
+            self._say(target, f"error: {said}")
             log.info("ctl-refused verb=%s path=%r error=%s", order["verb"], target, said)
             failure.append(error)
         else:
-            self._answers[target] = f"ok: {outcome(order['verb'], result)}"
+            self._say(target, f"ok: {outcome(order['verb'], result)}")
         finally:
             ended.set()
 

@@ -208,13 +208,18 @@ class Virtual:
         elif isinstance(found, Live) and found.open is not None:
             handle.fd = found.open()
         elif isinstance(found, Live) and found.text is not None:
-            handle.content = found.text()
+            handle.content = found.text().text
         else:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
 
     async def read(self, handle: Handle, offset: int, size_bytes: int) -> bytes:
-        """What was there when it was opened; of a store's file, what is there now."""
-        if handle.content is None and handle.fd is None:  # opened with an earlier worker
+        """What was there when it was opened; of a store's file, what is there now.
+
+        What is live is made anew for who reads it from the beginning, as in proc(5): a file server
+        has it open for longer than its clients.
+        """
+        was_opened_before = handle.content is None and handle.fd is None  # with an earlier worker
+        if was_opened_before or (handle.is_live and offset == 0):
             who = Caller(handle.uid, handle.gid)
             await self.in_thread(lambda: self._fill(handle, self.shown.node(handle.ino, who)))
         if handle.fd is not None:

@@ -46,6 +46,7 @@ from modamafs.tree.virtual import (
     Link,
     Live,
     Node,
+    Said,
     Table,
     attributes,
 )
@@ -63,10 +64,10 @@ SESSIONS_RAW = b"raw"
 class Work(Protocol):
     """What is under way on a directory, and what came of it: see ``control/ctl.py``."""
 
-    def progress(self, path: bytes) -> bytes:
+    def progress(self, path: bytes) -> Said:
         """One line; b"" where nothing is under way."""
 
-    def answer(self, path: bytes) -> bytes:
+    def answer(self, path: bytes) -> Said:
         """What reading ``ctl`` gives."""
 
 

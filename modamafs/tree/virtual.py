@@ -114,10 +114,19 @@ class File:
         return attributes(self.key, mode, self._like, self._mtime_ns, len(self.content))
 
 
+class Said(NamedTuple):
+    """A text, and since when it is that."""
+
+    text: bytes
+    at_ns: int = 0
+    """0: as long as what it is about."""
+
+
 class Live:
     """A virtual file that shows something as it is at this moment.
 
-    Either a file of the store (``open``), or text that is made at every open (``text``).
+    Either a file of the store (``open``), or text that is made whenever it is read from the
+    beginning (``text``).
     """
 
     def __init__(
@@ -127,7 +136,7 @@ class Live:
         *,
         mode: int | None = None,
         open: Callable[[], int] | None = None,
-        text: Callable[[], bytes] | None = None,
+        text: Callable[[], Said] | None = None,
     ) -> None:
         self.key = key
         self.open = open
@@ -136,10 +145,12 @@ class Live:
         self._mode = like.mode & 0o444 if mode is None else mode
 
     def attributes(self) -> Attributes:
-        """Size and times of the store's file; of a text, whose size nobody knows, none."""
+        """Size and times of the store's file, or of the text that would be read now."""
         mode = stat.S_IFREG | self._mode
         if self.open is None:
-            return attributes(self.key, mode, self._like, self._like.mtime_ns, 0)
+            said = self.text() if self.text else Said(b"")
+            changed_ns = max(said.at_ns, self._like.mtime_ns)
+            return attributes(self.key, mode, self._like, changed_ns, len(said.text))
         fd = self.open()
         try:
             found = os.fstat(fd)
@@ -152,7 +163,7 @@ class Control(Live):
     """A file whose writing is a command about a directory."""
 
     def __init__(
-        self, key: Key, like: Attributes, mode: int, target: bytes, text: Callable[[], bytes]
+        self, key: Key, like: Attributes, mode: int, target: bytes, text: Callable[[], Said]
     ) -> None:
         """``target``: the directory, relative to the store."""
         super().__init__(key, like, mode=mode, text=text)

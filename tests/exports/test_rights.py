@@ -386,10 +386,6 @@ def session(place: Exported, protocol: str, new_name: Callable[[], str]) -> Iter
     remove(place.store / "tem" / project.name)
 
 
-def last_line(place: Exported, session: str) -> str:
-    return (place.root / session / ".modama/ctl").read_text().splitlines()[-1]
-
-
 def state(place: Exported, session: str) -> str:
     return (place.root / session / ".modama/seal/state").read_text().strip()
 
@@ -403,13 +399,18 @@ def test_the_owner_seals_and_verifies_by_ctl(place: Exported, protocol: str, ses
     """It is recorded who it was. libnfs 4.0 opens no file for writing over NFSv4 whose directory
     it may not write to, so that is not shown here."""
     with place.client(protocol, "alice") as client:
+
+        def answers(beginning: bytes) -> bool:
+            return client.read(f"{session}/.modama/ctl").splitlines()[-1].startswith(beginning)
+
+        assert answers(b"nothing was written yet")
         client.write(f"{session}/.modama/ctl", b"seal\n")
-        wait_until(lambda: last_line(place, session).startswith("ok: sealed since"), "the seal")
+        wait_until(lambda: answers(b"ok: sealed since"), "the seal")
         for call in (client.remove, lambda path: client.write(path, b"x")):
             with pytest.raises(OSError):
                 call(f"{session}/raw/scan")
         client.write(f"{session}/.modama/ctl", b"verify\n")
-        wait_until(lambda: last_line(place, session).startswith("ok: verified"), "verify")
+        wait_until(lambda: answers(b"ok: verified"), "verify")
         by_path = {name: client.read(f"{session}/.modama/seal/{name}") for name in VALUES}
     assert by_path == VALUES
     assert (place.store / session / "raw/scan").read_bytes() == DATA

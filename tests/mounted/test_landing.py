@@ -111,7 +111,7 @@ def test_every_module_shows_in_every_kind_of_directory(mount: Mount) -> None:
             assert entry.is_dir(follow_symlinks=False) is Path(entry.path).is_dir(), entry.path
         for file in everything(place):
             content = file.read_bytes()
-            assert file.name == "ctl" or file.stat().st_size == len(content)
+            assert file.stat().st_size == len(content)
             assert content.endswith(b"\n") or file == place / "seal/progress", file
     assert TITLE in (mount.root / SESSION / ".modama/index.html").read_text()
     assert TITLE in (mount.root / RAW / ".modama/README.md").read_text()
@@ -179,13 +179,12 @@ def test_programs_of_every_day_work_on_it(here: Path, tmp_path: Path, mount: Mou
         target.mkdir()
         subprocess.run([*copy, f"{tree}/.", target], check=True)
         for file in everything(tree):
-            if file.name != "ctl":
-                assert filecmp.cmp(file, target / file.relative_to(tree), shallow=False)
+            assert filecmp.cmp(file, target / file.relative_to(tree), shallow=False)
     again = subprocess.run(
         ["rsync", "-a", "--modify-window=-1", "--itemize-changes", f"{tree}/", tmp_path / "rsync"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert [line for line in again.splitlines() if not line.endswith("ctl")] == []
+    assert again == ""
     subprocess.run(["tar", "-C", tree, "-cf", tmp_path / "a.tar", "."], check=True)
     found = subprocess.run(
         ["grep", "-r", TITLE, here], capture_output=True, text=True, check=True
@@ -400,13 +399,19 @@ def test_strangers_may_not_write_to_it(here: Path) -> None:
 
 
 def test_who_is_in_the_way_is_said(here: Path, mount: Mount) -> None:
-    with (mount.root / RAW / "scan.raw").open("r+b"):
+    with (mount.root / RAW / "scan.raw").open("r+b"), (here / "ctl").open() as held:
+        assert held.read().endswith("nothing was written yet\n")
+        before = (here / "ctl").stat()
         with pytest.raises(OSError) as caught:
             (here / "ctl").write_text("seal\n")
         assert caught.value.errno == errno.EBUSY
-        last = (here / "ctl").read_text().splitlines()[-1]
+        text = (here / "ctl").read_text()
+        last = text.splitlines()[-1]
         assert "scan.raw" in last
         assert str(os.getpid()) in last
+        held.seek(0)
+        assert held.read() == text, "file servers keep it open"
+        assert (here / "ctl").stat().st_mtime_ns > before.st_mtime_ns, "their clients keep it"
         writing = subprocess.Popen(["sh", "-c", 'echo seal wait > "$0"', here / "ctl"])
         wait_until(lambda: writing.poll() is not None, "the gate to be shut, and no longer")
         assert writing.returncode == 0
