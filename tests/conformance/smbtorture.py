@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import os
 import platform
-import pwd
 import re
 import shutil
 import signal
@@ -32,11 +31,12 @@ from modamafs.exports import samba, servers
 from modamafs.exports.share import Share
 from tests.support.images import Image
 from tests.support.mounts import Mount, command
+from tests.support.servers import PEOPLE, accounts
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = REPOSITORY / "docs" / "exports" / "smbtorture.md"
 
-USER, PASSWORD = "modtorture", "torture"
+USER, PASSWORD = "alice", "torture"
 SIDES = ("bare", "mount")
 NAME = "recommended"
 """Of the share whose section is the one that ``modamafs export`` writes."""
@@ -53,6 +53,28 @@ SLOW = (
 )
 """Suites that have five times as long. Most of them make thousands of files: before each, smbd
 reads the whole directory."""
+QUICK = (
+    "smb2.acls",
+    "smb2.create",
+    "smb2.delete-on-close-perms",
+    "smb2.durable-v2-open",
+    "smb2.fileid",
+    "smb2.getinfo",
+    "smb2.ioctl",
+    "smb2.lock",
+    "smb2.mkdir",
+    "smb2.read",
+    "smb2.rename",
+    "smb2.rw",
+    "smb2.streams",
+    "base.rename",
+    "base.unlink",
+    "raw.eas",
+    "raw.read",
+    "raw.write",
+    "vfs.streams_xattr",
+)
+"""Suites for the share "torture" that take seconds: ``make test`` runs them."""
 AGAIN = 3
 """How often a test is repeated whose outcomes differ."""
 
@@ -213,23 +235,6 @@ def two_sides(directory: Path, owner: int) -> Iterator[dict[str, Share]]:
 
 
 @contextlib.contextmanager
-def system_user(name: str) -> Iterator[int]:
-    """The uid of a user of the system, who is made for the block if there is none."""
-    try:
-        yield pwd.getpwnam(name).pw_uid
-        return
-    except KeyError:
-        pass
-    subprocess.run(
-        ["useradd", "--no-create-home", "--shell", "/usr/sbin/nologin", name], check=True
-    )
-    try:
-        yield pwd.getpwnam(name).pw_uid
-    finally:
-        subprocess.run(["userdel", name], check=True)
-
-
-@contextlib.contextmanager
 def directory_in(share: Share, name: str) -> Iterator[Share]:
     """A new directory in it, owned as it is, as a share for the block."""
     own = Share(name=share.name, path=share.path / name, mountpoint=share.mountpoint)
@@ -306,11 +311,13 @@ def one_side(
     with (
         directory_in(share, f"{suite}-{name}") as own,
         tempfile.TemporaryDirectory(prefix="conf-smbd-") as place,
-        servers.Samba(
-            Path(place), [own], {USER: PASSWORD}, extra=EXTRA.format(path=own.path)
-        ) as smbd,
     ):
-        return run(suite, tests, name, smbd.port, limit_s * (5 if suite in SLOW else 1))
+        smbd = servers.Samba(
+            Path(place), [own], {USER: PASSWORD}, extra=EXTRA.format(path=own.path)
+        )
+        smbd.environment = accounts(Path(place))
+        with smbd:
+            return run(suite, tests, name, smbd.port, limit_s * (5 if suite in SLOW else 1))
 
 
 def compare(
@@ -498,8 +505,8 @@ def document(ran: Sequence[tuple[str, Ran]], versions: str, minutes: float) -> s
             *paragraph(
                 f"""Samba's own tests, against the same smbd over a mount and over a bare directory
                 of the same ext4 file system, written by `python -m tests.conformance.smbtorture`
-                (by hand, as root, {minutes:.0f} minutes; `make test` does not run it). {versions},
-                {date.today():%Y-%m-%d}."""
+                (by hand, as root, {minutes:.0f} minutes; `make test` runs the {len(QUICK)} suites
+                that take seconds). {versions}, {date.today():%Y-%m-%d}."""
             ),
             *paragraph(
                 f"""A suite runs on both sides at the same time, each with an smbd that was just
@@ -577,7 +584,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="conf-smb-")))
         directory.chmod(0o755)
-        sides = stack.enter_context(two_sides(directory, stack.enter_context(system_user(USER))))
+        sides = stack.enter_context(two_sides(directory, PEOPLE[USER].uid))
         ran = compare(work, sides, chosen.limit, chosen.jobs)
     minutes = (time.monotonic() - began_s) / 60
     versions = (
