@@ -44,11 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=options.positive, default=3, help="default: 3")
     parser.add_argument("--quick", action="store_true", help="small sizes, for development")
-    parser.add_argument(
-        "--idle",
-        action="store_true",
-        help="let idle cores be halted; a request then costs what waking them up costs",
-    )
+    options.add_idle(parser)
     return parser.parse_args(arguments)
 
 

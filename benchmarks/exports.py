@@ -3,13 +3,14 @@ directory, in alternating rounds.
 
 Both directories lie in the same backing store. Large files are read (from a full page cache) and
 written by a client on this machine; small ones are put by smbclient, with the names' case ignored,
-as Windows needs it.
+as Windows needs it. The watcher reads the events of both directories.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import ctypes
 import http.client
 import os
 import pwd
@@ -23,14 +24,18 @@ from pathlib import Path
 from benchmarks import figures, machine, options, report
 from benchmarks.store import Store
 from benchmarks.systems import SYSTEMS, SystemFailedError, run
-from modamafs.exports.nfs_client import NfsClient
+from modamafs.exports.nfs_client import WRITE_BYTES, NfsClient
 from modamafs.exports.servers import ADDRESS, Identity, Samba, WebDav
 from modamafs.exports.share import Share
 from tests.support.servers import Ganesha3
 
 SIDES = ("bare", "mount")
 PIECE_BYTES = 1 << 20
+SMALL_PIECE_BYTES = 256 << 10
+"""Of a client that waits for each WRITE before it sends the next one."""
 SMALL_BYTES = 1000
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_MOST_KEPT_BYTES = 1 << 28
 USER, PASSWORD = "nobody", "benchmark"
 
 Job = Callable[[str, Path, str], None]
@@ -82,15 +87,18 @@ def servers(place: Store) -> Iterator[dict[str, Job]]:
 
             return read
 
-        def nfs_write(side: str, source: Path, new: str) -> None:
-            with nfs.inside(), NfsClient(ADDRESS, nfs.port, side, version=3) as client:
-                file = client.open(new, os.O_RDWR | os.O_CREAT)
-                offset = 0
-                with source.open("rb", buffering=0) as origin:
-                    while piece := origin.read(PIECE_BYTES):
-                        client.pwrite(file, offset, piece)
-                        offset += len(piece)
-                client.close_file(file)
+        def nfs_write(piece_bytes: int) -> Job:
+            def write(side: str, source: Path, new: str) -> None:
+                with nfs.inside(), NfsClient(ADDRESS, nfs.port, side, version=3) as client:
+                    file = client.open(new, os.O_RDWR | os.O_CREAT)
+                    offset = 0
+                    with source.open("rb", buffering=0) as origin:
+                        while piece := origin.read(piece_bytes):
+                            client.pwrite(file, offset, piece)
+                            offset += len(piece)
+                    client.close_file(file)
+
+            return write
 
         def http_of(side: str, method: str, name: str, body: object = None) -> None:
             connection = http.client.HTTPConnection(ADDRESS, webdav[side].port, timeout=600)
@@ -112,7 +120,8 @@ def servers(place: Store) -> Iterator[dict[str, Job]]:
             "smb write": lambda side, source, new: smbclient(side, f"put {source} {new}"),
             "nfs3 read": nfs_read(3),
             "nfs4 read": nfs_read(4),
-            "nfs3 write": nfs_write,
+            "nfs3 write": nfs_write(WRITE_BYTES[3]),
+            "nfs3 small write": nfs_write(SMALL_PIECE_BYTES),
             "webdav read": lambda side, source, _: http_of(side, "GET", source.name),
             "webdav write": put,
             "smb small": lambda side, source, new: smbclient(
@@ -126,15 +135,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = options.parser("python -m benchmarks.exports", __doc__)
     parser.add_argument("--mb", type=options.positive, default=1024, help="default: 1024")
     parser.add_argument("--files", type=options.positive, default=1000, help="default: 1000")
-    parser.add_argument("--rounds", type=options.positive, default=5)
+    parser.add_argument(
+        "--rounds",
+        type=options.positive,
+        default=10,
+        help="default: 10. An even number: who writes first in a round is slower",
+    )
     parser.add_argument("--jobs", help="comma-separated; all of them")
+    options.add_idle(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; 0 when all limits are kept, 1 when not."""
     chosen = parse(arguments)
-    with options.place_for("benchmarks.exports", chosen.directory) as place, ExitStack() as stack:
+    keep_buffers()
+    with (
+        machine.awake(not chosen.idle) as awake,
+        options.place_for("benchmarks.exports", chosen.directory) as place,
+        ExitStack() as stack,
+    ):
         place.base.chmod(0o755)
         facts = machine.facts(place.root)
         for side in ("bare", "mounted"):
@@ -153,11 +173,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         system.alive()
     rows, passed = judge(measured, chosen)
     print(report.lines_up(rows))
-    path = chosen.results / f"{report.stem('-exports')}.json"
+    path = chosen.results / f"{report.stem('-exports' + ('-idle' if chosen.idle else ''))}.json"
     report.write_json(
         path,
         {
             "machine": facts,
+            "cores_kept_awake": awake,
             "large_mb": chosen.mb,
             "small_files": chosen.files,
             "seconds": measured,
@@ -167,6 +188,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"written: {path}")
     return 0 if passed else 1
+
+
+def keep_buffers() -> None:
+    """Have the client's memory kept by malloc(3), as the kernel's clients keep theirs.
+
+    Otherwise most of what a client in Python does is to ask the kernel for empty pages.
+    """
+    libc = ctypes.CDLL(None)
+    for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        assert libc.mallopt(parameter, _MOST_KEPT_BYTES) == 1
 
 
 def make_source(place: Store, size_bytes: int) -> Path:
@@ -207,7 +238,7 @@ def measure(place: Store, name: str, job: Job, source: Path, rounds: int) -> dic
             if number:
                 seconds[side].append(spent)
     shown = "  ".join(f"{side} {statistics.median(seconds[side]):.2f} s" for side in SIDES)
-    print(f"{name:<14}{shown}", file=sys.stderr, flush=True)
+    print(f"{name:<18}{shown}", file=sys.stderr, flush=True)
     return seconds
 
 

@@ -39,6 +39,15 @@ def parser(program: str, description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def add_idle(made: argparse.ArgumentParser) -> None:
+    """``--idle``, which ``machine.awake`` goes by."""
+    made.add_argument(
+        "--idle",
+        action="store_true",
+        help="let idle cores be halted; a request then costs what waking them up costs",
+    )
+
+
 def refuse(text: str) -> int:
     """Say why nothing was measured; exit status 2."""
     print(f"benchmarks: {text}", file=sys.stderr)
