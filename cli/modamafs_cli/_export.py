@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterable
@@ -30,28 +31,44 @@ LOOKED_AT = 1000
 """Entries of a sealed directory that are looked at to find a file."""
 
 
-def shared(path: str, name: str | None, *, read_only: bool) -> tuple[Share, RunningMount]:
+def of_share(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command PATH, --name and --read-only; its function gets the share (``shown``)."""
+
+    @click.argument("path")
+    @click.option("--name", metavar="NAME", help="Of the share; the directory's.")
+    @click.option("--read-only", is_flag=True, help="Nobody changes anything by it.")
+    @functools.wraps(function)
+    def run(path: str, name: str | None, read_only: bool, **others: Any) -> None:
+        function(shown=_shared(path, name, read_only=read_only), **others)
+
+    return run
+
+
+def _shared(path: str, name: str | None, *, read_only: bool) -> Share:
     """The share of a directory in a mount; without a name, by that of the directory.
 
     Raises NotMounted (ENOENT): it lies in no running mount; InvalidRequest (EINVAL).
     """
-    real = os.path.realpath(path, strict=True)
-    if not stat.S_ISDIR(os.stat(real).st_mode):
-        raise InvalidRequest(f"{real} is not a directory: export one")
-    running = [mount for mount in all_mounts() if mount.is_supervised]
-    inside = [one for one in running if Path(real).is_relative_to(one.spec.mountpoint)]
-    if not inside:
-        raise NotMounted(_where_else(real, running))
-    mount = max(inside, key=lambda one: len(one.spec.mountpoint))
-    directory = Path(real)
+    directory = Path(os.path.realpath(path, strict=True))
+    if not directory.is_dir():
+        raise InvalidRequest(f"{directory} is not a directory: export one")
+    mount = mount_of(directory)
     _warn_of_fallback(mount)
-    made = share(
+    return share(
         (directory.name or "data") if name is None else name,
         directory,
         Path(mount.spec.mountpoint),
         read_only=read_only or mount.spec.read_only,
     )
-    return made, mount
+
+
+def mount_of(directory: Path) -> RunningMount:
+    """The mount that a directory lies in, by its real path. Raises NotMounted (ENOENT)."""
+    running = [mount for mount in all_mounts() if mount.is_supervised]
+    inside = [one for one in running if directory.is_relative_to(one.spec.mountpoint)]
+    if not inside:
+        raise NotMounted(_where_else(str(directory), running))
+    return max(inside, key=lambda one: len(one.spec.mountpoint))
 
 
 def _where_else(real: str, running: Iterable[RunningMount]) -> str:
@@ -96,7 +113,6 @@ def tell_steps(steps: list[place.Step], after: list[str], *, dry_run: bool, as_j
 def checked(
     ctx: click.Context,
     shown: Share,
-    mount: RunningMount,
     connect: Callable[[], Client],
     writable: str,
     *,
@@ -107,7 +123,7 @@ def checked(
         examine(
             connect,
             writable=writable,
-            sealed=sealed_file(shown, mount),
+            sealed=sealed_file(shown, mount_of(shown.path)),
             read_only=shown.read_only,
         )
     )

@@ -19,11 +19,8 @@ from modamafs.exports.smb_client import SmbClient
 from modamafs.exports.webdav_client import WebDavClient
 from modamafs_cli import _export_demo
 from modamafs_cli._common import emit, json_option
-from modamafs_cli._export import checked, shared, tell_steps
+from modamafs_cli._export import checked, mount_of, of_share, tell_steps
 
-path_argument = click.argument("path")
-name_option = click.option("--name", metavar="NAME", help="Of the share; the directory's.")
-read_only_option = click.option("--read-only", is_flag=True, help="Nobody changes anything by it.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 replace_option = click.option(
     "--replace", is_flag=True, help="Also where the share is one of another directory."
@@ -73,18 +70,14 @@ smb_directory_option = click.option(
 
 
 @samba_group.command("show")
-@path_argument
-@name_option
-@read_only_option
+@of_share
 @click.option(
     "--private", type=click.Path(path_type=Path), metavar="DIRECTORY",
     help="A whole configuration, to try it out with an smbd of its own in this directory.",
 )  # fmt: skip
 @click.option("--port", default=4450, show_default=True, help="Of that one.")
 @json_option
-def samba_show(
-    path: str, name: str | None, read_only: bool, private: Path | None, port: int, as_json: bool
-) -> None:
+def samba_show(shown: Share, private: Path | None, port: int, as_json: bool) -> None:
     """Print the share of PATH for smb.conf.
 
     \b
@@ -92,7 +85,6 @@ def samba_show(
       modamafs export samba show --name data /data
       modamafs export samba show --private /tmp/try --port 4450 /data >/tmp/try/smb.conf
     """
-    shown, _ = shared(path, name, read_only=read_only)
     if private is None:
         text = samba.section(shown)
     else:
@@ -113,17 +105,13 @@ def _how_to_try_samba(directory: Path, port: int) -> str:
 
 
 @samba_group.command("install")
-@path_argument
-@name_option
-@read_only_option
+@of_share
 @smb_directory_option
 @replace_option
 @dry_run_option
 @json_option
 def samba_install(
-    path: str,
-    name: str | None,
-    read_only: bool,
+    shown: Share,
     directory: Path,
     replace: bool,
     dry_run: bool,
@@ -135,7 +123,6 @@ def samba_install(
     Example:
       modamafs export samba install --name data --dry-run /data
     """
-    shown, _ = shared(path, name, read_only=read_only)
     main = _main_file(directory / "smb.conf", "samba")
     own = samba.own_file(directory, shown)
     steps = [
@@ -190,9 +177,7 @@ def samba_uninstall(name: str, directory: Path, dry_run: bool, as_json: bool) ->
 
 
 @samba_group.command("check")
-@path_argument
-@name_option
-@read_only_option
+@of_share
 @server_option
 @click.option("--port", default=445, show_default=True)
 @click.option("--user", required=True, help="A user of Samba.")
@@ -202,9 +187,7 @@ def samba_uninstall(name: str, directory: Path, dry_run: bool, as_json: bool) ->
 @click.pass_context
 def samba_check(
     ctx: click.Context,
-    path: str,
-    name: str | None,
-    read_only: bool,
+    shown: Share,
     server: str,
     port: int,
     user: str,
@@ -218,12 +201,11 @@ def samba_check(
     Example:
       MODAMAFS_PASSWORD=… modamafs export samba check --name data --user alice /data
     """
-    shown, mount = shared(path, name, read_only=read_only)
 
     def connect() -> Client:
         return SmbClient(server, port, shown.name, user, password)
 
-    checked(ctx, shown, mount, connect, writable, as_json=as_json)
+    checked(ctx, shown, connect, writable, as_json=as_json)
 
 
 # --- NFS ------------------------------------------------------------------------------------------
@@ -249,9 +231,7 @@ squash_option = click.option(
 
 
 @nfs_group.command("show")
-@path_argument
-@name_option
-@read_only_option
+@of_share
 @protocols_option
 @squash_option
 @click.option("--kernel", is_flag=True, help="For the kernel's server: a line of exports(5).")
@@ -263,9 +243,7 @@ squash_option = click.option(
 @click.option("--port", default=12049, show_default=True, help="Of that one.")
 @json_option
 def nfs_show(
-    path: str,
-    name: str | None,
-    read_only: bool,
+    shown: Share,
     protocols: str,
     squash: str,
     kernel: bool,
@@ -281,7 +259,6 @@ def nfs_show(
       modamafs export nfs show --name data /data
       modamafs export nfs show --kernel --clients 192.168.7.0/24 /data
     """
-    shown, _ = shared(path, name, read_only=read_only)
     if kernel:
         text = nfs.kernel_export(shown, clients)
     elif private is None:
@@ -299,9 +276,7 @@ def nfs_show(
 
 
 @nfs_group.command("install")
-@path_argument
-@name_option
-@read_only_option
+@of_share
 @protocols_option
 @squash_option
 @nfs_directory_option
@@ -309,9 +284,7 @@ def nfs_show(
 @dry_run_option
 @json_option
 def nfs_install(
-    path: str,
-    name: str | None,
-    read_only: bool,
+    shown: Share,
     protocols: str,
     squash: str,
     directory: Path,
@@ -325,7 +298,6 @@ def nfs_install(
     Example:
       modamafs export nfs install --name data --dry-run /data
     """
-    shown, _ = shared(path, name, read_only=read_only)
     main = _main_file(directory / "ganesha.conf", nfs.PACKAGES)
     own = nfs.own_file(directory, shown)
     content = place.headed("nfs", shown.path, nfs.export(shown, protocols=protocols, squash=squash))
@@ -375,9 +347,7 @@ def nfs_uninstall(name: str, directory: Path, dry_run: bool, as_json: bool) -> N
 
 
 @nfs_group.command("check")
-@path_argument
-@name_option
-@read_only_option
+@of_share
 @server_option
 @click.option("--port", default=2049, show_default=True)
 @click.option("--nfs-version", type=click.Choice(["3", "4"]), default="4", show_default=True)
@@ -388,9 +358,7 @@ def nfs_uninstall(name: str, directory: Path, dry_run: bool, as_json: bool) -> N
 @click.pass_context
 def nfs_check(
     ctx: click.Context,
-    path: str,
-    name: str | None,
-    read_only: bool,
+    shown: Share,
     server: str,
     port: int,
     nfs_version: str,
@@ -405,14 +373,13 @@ def nfs_check(
     Example:
       modamafs export nfs check --name data --uid 2000 --gid 2000 --writable tem/demo /data
     """
-    shown, mount = shared(path, name, read_only=read_only)
     who = int(os.environ.get("SUDO_UID", os.getuid())) if uid is None else uid
     group = int(os.environ.get("SUDO_GID", os.getgid())) if gid is None else gid
 
     def connect() -> Client:
         return NfsClient(server, port, shown.name, version=int(nfs_version), uid=who, gid=group)
 
-    checked(ctx, shown, mount, connect, writable, as_json=as_json)
+    checked(ctx, shown, connect, writable, as_json=as_json)
 
 
 # --- Nextcloud ------------------------------------------------------------------------------------
@@ -434,36 +401,27 @@ occ_option = click.option(
 
 
 @nextcloud_group.command("show")
-@path_argument
-@name_option
-@read_only_option
+@of_share
 @group_option
 @json_option
-def nextcloud_show(
-    path: str, name: str | None, read_only: bool, groups: tuple[str, ...], as_json: bool
-) -> None:
+def nextcloud_show(shown: Share, groups: tuple[str, ...], as_json: bool) -> None:
     """Print the calls of occ that make PATH a folder of Nextcloud.
 
     \b
     Example:
       modamafs export nextcloud show --name data --group microscopy /data
     """
-    shown, _ = shared(path, name, read_only=read_only)
     _show(shown, nextcloud.script(shown, groups), as_json=as_json)
 
 
 @nextcloud_group.command("install")
-@path_argument
-@name_option
-@read_only_option
+@of_share
 @group_option
 @occ_option
 @dry_run_option
 @json_option
 def nextcloud_install(
-    path: str,
-    name: str | None,
-    read_only: bool,
+    shown: Share,
     groups: tuple[str, ...],
     occ: str | None,
     dry_run: bool,
@@ -475,8 +433,7 @@ def nextcloud_install(
     Example:
       modamafs export nextcloud install --name data --occ 'sudo -u www-data php /srv/nc/occ' /data
     """
-    shown, mount = shared(path, name, read_only=read_only)
-    if shown.read_only and not mount.spec.read_only:
+    if shown.read_only and not mount_of(shown.path).spec.read_only:
         raise InvalidRequest(
             f"Nextcloud would write to {shown.path}, whatever it says to people: mount it "
             "read-only for that ('modamafs mount --read-only', or a view), and export that"
@@ -488,9 +445,7 @@ def nextcloud_install(
 
 
 @nextcloud_group.command("check")
-@path_argument
-@name_option
-@read_only_option
+@of_share
 @click.option(
     "--url", required=True, help="Of the user's files: https://HOST/remote.php/dav/files/USER"
 )
@@ -501,9 +456,7 @@ def nextcloud_install(
 @click.pass_context
 def nextcloud_check(
     ctx: click.Context,
-    path: str,
-    name: str | None,
-    read_only: bool,
+    shown: Share,
     url: str,
     user: str,
     password: str,
@@ -517,7 +470,6 @@ def nextcloud_check(
       MODAMAFS_PASSWORD=… modamafs export nextcloud check --name data --user alice \\
         --url https://cloud.example.org/remote.php/dav/files/alice /data
     """
-    shown, mount = shared(path, name, read_only=read_only)
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidRequest(f"{url!r} is no address: write https://HOST/PATH")
@@ -528,7 +480,7 @@ def nextcloud_check(
         root = f"{parts.path.rstrip('/')}/{shown.name}"
         return WebDavClient(host, port, root, user, password, is_secure=is_secure)
 
-    checked(ctx, shown, mount, connect, writable, as_json=as_json)
+    checked(ctx, shown, connect, writable, as_json=as_json)
 
 
 # --- what they share ------------------------------------------------------------------------------
