@@ -66,10 +66,16 @@ class SmbClient(Client):
         self._ask("", lambda: smbclient.register_session(server, **self._with))
 
     def close(self) -> None:
-        """Hang up."""
-        self._smb.reset_connection_cache(
-            fail_on_error=False, connection_cache=self._with["connection_cache"]
-        )
+        """Hang up, whatever the server says to that."""
+        from smbprotocol.exceptions import SMBException
+
+        connections = self._with["connection_cache"]
+        while connections:
+            _, connection = connections.popitem()
+            try:
+                connection.disconnect()
+            except (SMBException, OSError):
+                connection.disconnect(close=False)  # without a word
 
     def path(self, path: str) -> str:
         """As Windows writes it."""
