@@ -328,14 +328,10 @@ def test_what_is_wrong_is_found(
     status, found = checks(*check, "--port", "9")
     assert (status, found) == (1, {"connect": False})
     # A copy that is not sealed, behind the same name: as when the wrong directory is exported.
-    copy = tmp_path / "copy"
-    subprocess.run(["cp", "-r", place.root / "area", place.root / "notes", tmp_path], check=True)
+    copy = place.directory / "copy"
     copy.mkdir()
-    for name in ("area", "notes"):
-        (tmp_path / name).rename(copy / name)
+    subprocess.run(["cp", "-r", place.root / "area", place.root / "notes", copy], check=True)
     subprocess.run(["chmod", "-R", "a+rwX", copy], check=True)
-    for above in (tmp_path, *tmp_path.parents[:2]):
-        above.chmod(0o755)
     wrong = place.share.__class__(name="data", path=copy, mountpoint=Path("/"))
     server = Samba(tmp_path / "server", [wrong], {"alice": PASSWORD})
     server.environment = place.server("smb").environment

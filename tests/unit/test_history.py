@@ -19,6 +19,7 @@ from modamafs.sealing.seal import seal, unseal
 from modamafs.store import history
 from modamafs.store.backing import Store
 from modamafs.store.history import Kept, keep
+from tests.support.descriptors import none_left
 from tests.support.trees import differences, snapshot
 
 ROOT = Caller(0, 0)
@@ -28,10 +29,8 @@ ROOT = Caller(0, 0)
 def store() -> Iterator[Store]:
     directory = Path(tempfile.mkdtemp(prefix="modamafs-unit-", dir="/var/tmp"))
     try:
-        descriptors = len(os.listdir("/proc/self/fd"))
-        with Store(directory) as opened:
+        with none_left(), Store(directory) as opened:
             yield opened
-        assert len(os.listdir("/proc/self/fd")) == descriptors, "no descriptor is left"
     finally:
         subprocess.run(["chattr", "-R", "-f", "-i", str(directory)], check=False)
         shutil.rmtree(directory)

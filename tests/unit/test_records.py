@@ -25,6 +25,7 @@ from modamafs.store.records import (
     remove_record,
     write_record,
 )
+from tests.support.descriptors import none_left
 from tests.support.users import in_child
 
 RECORD = {"path": "wäge/\udcff", "list": [1, None, True], "text": "zwei\nZeilen"}
@@ -32,11 +33,10 @@ RECORD = {"path": "wäge/\udcff", "list": [1, None, True], "text": "zwei\nZeilen
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[int]:
-    before = len(os.listdir("/proc/self/fd"))
-    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    yield fd
-    os.close(fd)
-    assert len(os.listdir("/proc/self/fd")) == before
+    with none_left():
+        fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        yield fd
+        os.close(fd)
 
 
 def limited(size_bytes: int, function: Callable[[], Any]) -> Any:

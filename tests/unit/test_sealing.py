@@ -40,6 +40,7 @@ from modamafs.sealing.seal import SEAL_XATTR, Wish, interrupted, repair, resume,
 from modamafs.sealing.verify import verify
 from modamafs.store.backing import Store
 from modamafs.store.seals import Seals, covering, listed
+from tests.support.descriptors import none_left
 from tests.support.syscalls import FS_IMMUTABLE_FL, get_flags
 from tests.support.targets import Workshop
 from tests.support.trees import differences, snapshot
@@ -69,10 +70,8 @@ def top() -> Iterator[Path]:
 
 @pytest.fixture
 def store(top: Path) -> Iterator[Store]:
-    descriptors = len(os.listdir("/proc/self/fd"))
-    with Store(top) as opened:
+    with none_left(), Store(top) as opened:
         yield opened
-    assert len(os.listdir("/proc/self/fd")) == descriptors, "no descriptor is left"
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from modamafs.sealing.seal import seal, unseal
 from modamafs.sealing.worm import set_worm
 from modamafs.store.backing import Store
 from modamafs.store.seals import Seals, covering, rebuild_list
+from tests.support.descriptors import none_left
 
 ROOT = Caller(0, 0)
 RAW = b"area/project/session/raw"
@@ -36,10 +37,8 @@ def top() -> Iterator[Path]:
 
 @pytest.fixture
 def store(top: Path) -> Iterator[Store]:
-    descriptors = len(os.listdir("/proc/self/fd"))
-    with Store(top) as opened:
+    with none_left(), Store(top) as opened:
         yield opened
-    assert len(os.listdir("/proc/self/fd")) == descriptors, "no descriptor is left"
 
 
 @pytest.fixture

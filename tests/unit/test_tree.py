@@ -24,6 +24,7 @@ from modamafs.tree import inodes as inodes_module
 from modamafs.tree.core import Tree
 from modamafs.tree.handles import Handle
 from modamafs.tree.state import State
+from tests.support.descriptors import none_left
 from tests.support.images import Image
 
 ADMIN = Caller(0, 0, request=2)
@@ -97,8 +98,10 @@ class World:
 @pytest.fixture
 def world() -> Iterator[World]:
     """On a file system that has file handles. No descriptor is left afterwards."""
-    before = len(os.listdir("/proc/self/fd"))
-    with tempfile.TemporaryDirectory(prefix="modamafs-unit-", dir="/var/tmp") as directory:
+    with (
+        none_left(),
+        tempfile.TemporaryDirectory(prefix="modamafs-unit-", dir="/var/tmp") as directory,
+    ):
         new = World(Path(directory))
         try:
             yield new
@@ -107,7 +110,6 @@ def world() -> Iterator[World]:
             subprocess.run(["chattr", "-R", "-i", directory], check=False, capture_output=True)
         for backing_id in [*(new.kernel.open)]:
             new.kernel.close(backing_id)
-    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from modamafs.sealing.verify import last_verified, verify
 from modamafs.store import records as records_module
 from modamafs.store.backing import Store
 from modamafs.store.seals import covering
+from tests.support.descriptors import none_left
 from tests.support.targets import Workshop
 
 ROOT = Caller(0, 0)
@@ -48,10 +49,8 @@ def top() -> Iterator[Path]:
 
 @pytest.fixture
 def store(top: Path) -> Iterator[Store]:
-    descriptors = len(os.listdir("/proc/self/fd"))
-    with Store(top) as opened:
+    with none_left(), Store(top) as opened:
         yield opened
-    assert len(os.listdir("/proc/self/fd")) == descriptors, "no descriptor is left"
 
 
 @pytest.fixture
