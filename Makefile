@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PREFIX ?= /usr/local
 # Optional parts that `make install` brings along: [em] reads instrument files. EXTRAS= for none.
 EXTRAS ?= [em]
+# Of the tests. They wait more than they work; each has file systems and mounts of its own.
+PROCESSES ?= 2
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
@@ -40,8 +42,9 @@ check: $(STAMP) ## style, types, layers, the C part under sanitizers
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/native --sanitize
 
-test: $(STAMP) ## all tests (needs root and /dev/fuse)
-	$(SUDO) $(BIN)/pytest $(ARGS)
+test: $(STAMP) ## all tests (needs root and /dev/fuse), in PROCESSES=2
+	@$(BIN)/python -m compileall -q modamafs cli  # thousands of processes are started
+	$(SUDO) $(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
 
 bench: $(STAMP) ## every figure beside bare, bindfs, mergerfs and plain pyfuse3
 	$(SUDO) $(BIN)/python -m benchmarks $(ARGS)
