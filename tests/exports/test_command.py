@@ -15,6 +15,7 @@ import pytest
 
 from modamafs.exports.nfs_client import NfsClient
 from modamafs.exports.servers import Ganesha, Samba
+from modamafs.exports.smb_client import SmbClient
 from tests.exports.conftest import Exported, exported
 from tests.support.janitor import mounts_below
 from tests.support.mounts import Mount, command, installed, modamafs
@@ -341,6 +342,24 @@ def test_what_is_wrong_is_found(
     assert found["write and read"] is True
     assert found["refuses to write into it"] is False
     assert found["refuses to make a file beside it"] is False
+
+
+def test_a_server_that_refuses_the_goodbye_is_left_all_the_same(
+    place: Exported, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a word, on standard error neither."""
+    above = place.directory / "closed"
+    (above / "data").mkdir(parents=True)
+    above.chmod(0o700)
+    inside = place.share.__class__(name="data", path=above / "data", mountpoint=Path("/"))
+    server = Samba(place.directory / "server", [inside], {"alice": PASSWORD})
+    server.environment = place.server("smb").environment
+    with server:
+        client = SmbClient("127.0.0.1", server.port, "data", "alice", PASSWORD)
+        with pytest.raises(PermissionError):
+            client.listing()
+        client.close()
+    assert caplog.records == []
 
 
 # ---- bad input -----------------------------------------------------------------------------------
