@@ -11,7 +11,6 @@ from typing import Self
 
 import pytest
 
-from modamafs.store import _volume
 from tests.attack import scene
 from tests.attack.conftest import Sealed
 from tests.support.mounts import modamafs
@@ -103,10 +102,12 @@ def raw(sealed: Sealed, new_name: Callable[[], str]) -> Iterator[Path]:
 
 def seal_in_vain(sealed: Sealed, raw: Path) -> str:
     """Try to seal; what it says. Nothing may have changed, and nothing be sealed."""
-    for mount in (sealed.mount, sealed.second):  # what is in a mapping may come at any time
-        fd = os.open(mount.root, os.O_RDONLY)
-        _volume.syncfs(fd)
-        os.close(fd)
+    for mount in (sealed.mount, sealed.second):
+        for path in (mount.root / raw).rglob("*.dat"):
+            # What is in a mapping may come at any time, and syncfs(2) does not wait for FUSE's.
+            fd = os.open(path, os.O_RDONLY)
+            os.fsync(fd)
+            os.close(fd)
     before = scene.whole(sealed.store / raw)
     done = modamafs("seal", sealed.mount.root / raw)
     assert done.returncode >= 3, done.stderr
