@@ -73,6 +73,8 @@ LONGEST_PAUSE_S = 2.0
 DEATHS_LIMIT = 20
 DEATHS_WINDOW_S = 60.0
 """More deaths than the limit within the window: no worker will do."""
+DETACHED = "~"
+"""In the name of a runtime directory; in a mount point's escaped name it is escaped."""
 
 FUSE_HAS_RESEND = 1 << 39
 
@@ -116,6 +118,11 @@ def survives_worker(runtime: Path) -> bool:
         return False
     _, answered, agreed = struct.unpack_from("=IIQ", saved)
     return bool(answered and agreed & FUSE_HAS_RESEND)
+
+
+def is_detached(runtime: Path) -> bool:
+    """Whether it is that of a mount that is gone, but for files that are still open."""
+    return DETACHED in runtime.name
 
 
 def is_alive(state: SupervisorState) -> bool:
@@ -724,7 +731,7 @@ class Supervisor:
         self._unguard()
         self._detached = True
         self._retire_standby()
-        moved = self._runtime.with_name(f"{self._runtime.name}~{os.getpid()}")
+        moved = self._runtime.with_name(f"{self._runtime.name}{DETACHED}{os.getpid()}")
         self._runtime.rename(moved)
         self._runtime = moved
         self._state.state = "detached"

@@ -47,6 +47,11 @@ class RunningMount(NamedTuple):
         """Whether its supervisor runs."""
         return self.state is not None and supervisor.is_alive(self.state)
 
+    @property
+    def is_mounted(self) -> bool:
+        """The same, but for one that was unmounted and is only there for files that are open."""
+        return self.is_supervised and not supervisor.is_detached(self.runtime)
+
 
 def runtime_of(mountpoint: str) -> Path:
     """The runtime directory of what is (or was last) mounted there."""
@@ -100,7 +105,7 @@ def the_only_mount(advice: str) -> RunningMount:
 
     ``advice``: how to name one.
     """
-    mounts = [mount for mount in all_mounts() if mount.is_supervised]
+    mounts = [mount for mount in all_mounts() if mount.is_mounted]
     mounts = [mount for mount in mounts if mount.spec.shows is None] or mounts
     if not mounts:
         raise NotMounted(f"no store is mounted: mount one, or {advice}")
@@ -125,7 +130,7 @@ def locate(path: str) -> Place:
     Raises ``NotMounted`` when it is in no store, and OSError (ENOENT …) when it does not exist.
     """
     real = os.path.realpath(path, strict=True)
-    running = [mount for mount in all_mounts() if mount.is_supervised]
+    running = [mount for mount in all_mounts() if mount.is_mounted]
     roots = [(mount.spec.mountpoint, mount) for mount in running]
     roots += [(mount.spec.store, mount) for mount in running]
     inside = [(root, mount) for root, mount in roots if Path(real).is_relative_to(root)]

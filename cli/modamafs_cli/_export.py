@@ -64,7 +64,7 @@ def _shared(path: str, name: str | None, *, read_only: bool) -> Share:
 
 def mount_of(directory: Path) -> RunningMount:
     """The mount that a directory lies in, by its real path. Raises NotMounted (ENOENT)."""
-    running = [mount for mount in all_mounts() if mount.is_supervised]
+    running = [mount for mount in all_mounts() if mount.is_mounted]
     inside = [one for one in running if directory.is_relative_to(one.spec.mountpoint)]
     if not inside:
         raise NotMounted(_where_else(str(directory), running))

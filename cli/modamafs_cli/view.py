@@ -147,7 +147,7 @@ def _mountpoints(store: Store, name: str) -> list[str]:
         mount.spec.mountpoint
         for mount in all_mounts()
         if mount.spec.view == name
-        and mount.is_supervised
+        and mount.is_mounted
         and os.path.samefile(mount.spec.store, store.path)
     ]
 

@@ -416,6 +416,21 @@ def test_list_and_remove(view: MakeView, projects: Path) -> None:
 
 
 @one_kind
+def test_what_is_only_there_for_open_files_is_not_mounted(view: MakeView, projects: Path) -> None:
+    mount = view("tem/mine")
+    with (mount.root / "session/notes").open() as held:
+        assert modamafs("umount", "--lazy", mount.root).returncode == 0
+        mount.is_unmounted = True
+        [report] = json.loads(modamafs("view", "list", "--json", projects).stdout)
+        assert report["mounted_on"] == []
+        nowhere = modamafs("export", "samba", "show", mount.root)
+        assert "is in no running mount" in nowhere.stderr
+        done = modamafs("view", "remove", projects, "view0")
+        assert done.returncode == 0, done.stderr
+        assert held.read() == "tem/mine"
+
+
+@one_kind
 def test_only_root_makes_views(projects: Path) -> None:
     done = as_user(ALICE, modamafs, "view", "add", projects, "one", "tem/mine")
     assert done.returncode == 3
