@@ -4,8 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import trio
+
+
+class Mounted:
+    """Whether a mount is still there under its name, and not only for files that are open.
+
+    Once it is unmounted its runtime directory has another name, and another mount's may have its.
+    """
+
+    def __init__(self, runtime: Path) -> None:
+        self._runtime = runtime
+        self._ino = runtime.stat().st_ino
+
+    def __call__(self) -> bool:
+        try:
+            return self._runtime.stat().st_ino == self._ino
+        except FileNotFoundError:
+            return False
+
 
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 10.0
 """Between a process that has died and the next one."""

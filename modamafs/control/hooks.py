@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from modamafs.control.again import again_and_again
+from modamafs.control.again import Mounted, again_and_again
 from modamafs.control.jobs import lines_of
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class Hooks:
 
     def __init__(self, runtime: Path, *, is_watched: bool) -> None:
         self._runtime = runtime
-        self._mount = runtime.stat().st_ino
+        self._is_mounted = Mounted(runtime)
         self._is_watched = is_watched
         self.state: dict[str, Any] = {"state": "off", "message": "none are configured"}
         """What ``status`` says of them."""
@@ -36,12 +36,6 @@ class Hooks:
         await again_and_again(
             self._live, self._is_mounted, log, "hooks-not-started", "hooks-failed"
         )
-
-    def _is_mounted(self) -> bool:
-        try:
-            return self._runtime.stat().st_ino == self._mount
-        except FileNotFoundError:
-            return False
 
     async def _live(self) -> None:
         """One process's life; its standard input ends with this one."""

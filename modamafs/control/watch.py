@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from modamafs.control.again import again_and_again
+from modamafs.control.again import Mounted, again_and_again
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Watch:
     ) -> None:
         """``recorded``: told of a file that may hold metadata (session, path in it)."""
         self._runtime = runtime
+        self._is_mounted = Mounted(runtime)
         self._fuse_fd = fuse_fd
         self._watch_fd = watch_fd
         self.trust: Callable[[bool], None] = lambda _watched: None
@@ -53,8 +54,10 @@ class Watch:
         """What ``status`` says of the index."""
 
     async def run(self) -> None:
-        """Until it is cancelled."""
-        await again_and_again(self._live, lambda: True, log, "watcher-not-started", "watch-failed")
+        """Until it is unmounted: what is still open then needs none."""
+        await again_and_again(
+            self._live, self._is_mounted, log, "watcher-not-started", "watch-failed"
+        )
 
     async def _live(self) -> None:
         """One watcher's life."""
@@ -70,8 +73,7 @@ class Watch:
             async with self._stream:
                 with contextlib.suppress(trio.BrokenResourceError):
                     await self._listen(self._stream)
-            is_mounted = self._runtime.exists()
-            level = logging.WARNING if is_mounted else logging.INFO
+            level = logging.WARNING if self._is_mounted() else logging.INFO
             log.log(level, "watcher-died pid=%d", process.pid)
         finally:
             self._stream = None

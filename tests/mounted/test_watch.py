@@ -18,7 +18,7 @@ import pytest
 
 from modamafs.control import client
 from tests.support.changes import Changer, by_name, look, snapshot
-from tests.support.mounts import Mount, wait_until
+from tests.support.mounts import Mount, modamafs, wait_until
 from tests.support.targets import Workshop
 from tests.support.trees import remove
 
@@ -266,6 +266,25 @@ def test_a_killed_watcher_misses_nothing(watched: Mount) -> None:
             changer.change(50)
             wait_until(partial(has_another_watcher, watched, pid), "the next watcher")
         assert_same(watched)
+
+
+def test_what_is_only_there_for_open_files_is_watched_no_more(watched: Mount) -> None:
+    """Nor does it take the mount that has its place by now for its own."""
+    (watched.store / "d/file").write_bytes(b"1")
+    pid, worker = watcher_pid(watched), Path(f"/proc/{watched.worker_pid()}")
+    with (
+        watched.expected_in_log(r"fuse_release\(\): fuse_reply_\* failed with No such file"),
+        (watched.root / "d/file").open() as held,
+    ):
+        assert modamafs("umount", "--lazy", watched.root).returncode == 0
+        watched.is_unmounted = True
+        [left] = watched.runtime.parent.glob(f"{watched.runtime.name}~*")
+        with Mount(watched.store, watched.root, *LONG):
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: "watcher-died" in (left / "daemon.log").read_text(), "its end")
+        assert held.read() == "1"
+        held.close()
+        wait_until(lambda: not worker.exists(), "the end of the worker")
 
 
 def test_a_killed_worker_misses_nothing(watched: Mount) -> None:
