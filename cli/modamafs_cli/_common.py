@@ -91,6 +91,11 @@ def all_mounts() -> list[RunningMount]:
     return [mount for mount in found if mount]
 
 
+def running_mounts() -> list[RunningMount]:
+    """Every mount that is mounted, and whose supervisor runs."""
+    return [mount for mount in all_mounts() if mount.is_mounted]
+
+
 def find_mount(mountpoint: str) -> RunningMount:
     """The mount there, or ``NotMounted``."""
     real = mounting.real_mountpoint(mountpoint)
@@ -105,7 +110,7 @@ def the_only_mount(advice: str) -> RunningMount:
 
     ``advice``: how to name one.
     """
-    mounts = [mount for mount in all_mounts() if mount.is_mounted]
+    mounts = running_mounts()
     mounts = [mount for mount in mounts if mount.spec.shows is None] or mounts
     if not mounts:
         raise NotMounted(f"no store is mounted: mount one, or {advice}")
@@ -130,7 +135,7 @@ def locate(path: str) -> Place:
     Raises ``NotMounted`` when it is in no store, and OSError (ENOENT …) when it does not exist.
     """
     real = os.path.realpath(path, strict=True)
-    running = [mount for mount in all_mounts() if mount.is_mounted]
+    running = running_mounts()
     roots = [(mount.spec.mountpoint, mount) for mount in running]
     roots += [(mount.spec.store, mount) for mount in running]
     inside = [(root, mount) for root, mount in roots if Path(real).is_relative_to(root)]

@@ -23,7 +23,7 @@ from modamafs.exports.client import Client
 from modamafs.exports.share import Share, share
 from modamafs.store.backing import Store
 from modamafs.store.seals import Seals
-from modamafs_cli._common import RunningMount, all_mounts, emit
+from modamafs_cli._common import RunningMount, emit, running_mounts
 from modamafs_cli._text import printable
 
 PATIENCE_S = 2.0
@@ -64,7 +64,7 @@ def _shared(path: str, name: str | None, *, read_only: bool) -> Share:
 
 def mount_of(directory: Path) -> RunningMount:
     """The mount that a directory lies in, by its real path. Raises NotMounted (ENOENT)."""
-    running = [mount for mount in all_mounts() if mount.is_mounted]
+    running = running_mounts()
     inside = [one for one in running if directory.is_relative_to(one.spec.mountpoint)]
     if not inside:
         raise NotMounted(_where_else(str(directory), running))

@@ -15,7 +15,7 @@ from modamafs.catalog import View
 from modamafs.errors import Busy, InvalidRequest, NotMounted, NotPermitted
 from modamafs.store import views
 from modamafs.store.backing import Store
-from modamafs_cli._common import all_mounts, emit, json_option, locate
+from modamafs_cli._common import emit, json_option, locate, running_mounts
 from modamafs_cli._text import printable
 
 
@@ -145,10 +145,8 @@ def _opened(path: str) -> Iterator[Store]:
 def _mountpoints(store: Store, name: str) -> list[str]:
     return [
         mount.spec.mountpoint
-        for mount in all_mounts()
-        if mount.spec.view == name
-        and mount.is_mounted
-        and os.path.samefile(mount.spec.store, store.path)
+        for mount in running_mounts()
+        if mount.spec.view == name and os.path.samefile(mount.spec.store, store.path)
     ]
 
 

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import trio
 
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 10.0
+"""Between a process that has died and the next one."""
+STABLE_S = 5.0
+
 
 class Mounted:
     """Whether a mount is still there under its name, and not only for files that are open.
@@ -24,11 +28,6 @@ class Mounted:
             return self._runtime.stat().st_ino == self._ino
         except FileNotFoundError:
             return False
-
-
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 10.0
-"""Between a process that has died and the next one."""
-STABLE_S = 5.0
 
 
 async def again_and_again(
